@@ -1,0 +1,1 @@
+//! Devices: where a plan runs.

@@ -1,0 +1,16 @@
+//! Referring expression segmentation with MLLMSeg: which pixels are *the left cat*?
+//!
+//! `DESIGN` in one line: `models` append `ops` to a `graph`, a `plan` lays it out, a `device` runs it.
+
+pub mod checkpoint;
+pub mod device;
+mod error;
+pub mod graph;
+pub mod image;
+pub mod models;
+pub mod ops;
+pub mod plan;
+pub mod reference;
+pub mod text;
+
+pub use error::{Error, Result};

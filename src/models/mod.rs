@@ -1,0 +1,1 @@
+//! The models: functions that append nodes to a graph, one line a step.

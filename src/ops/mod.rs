@@ -1,0 +1,1 @@
+//! Operators: shape checks, costs, launches; one file an operator.

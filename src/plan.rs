@@ -1,0 +1,1 @@
+//! Activations by lifetime in one arena.

@@ -1,0 +1,1 @@
+//! The plain version of every operator, in f32 on the CPU: what everything is judged by.
