@@ -1,0 +1,136 @@
+//! What a launch did, counted exactly: the same numbers in every run and for every number of threads.
+
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Classes of instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Class {
+    /// Integer and bit arithmetic.
+    Integer,
+    /// 32-bit floating point.
+    Float32,
+    /// 64-bit floating point.
+    Float64,
+    /// 16-bit and packed floating point.
+    Half,
+    /// Approximate functions (`ex2`, `rcp`, `sin`, ...).
+    Special,
+    /// `cvt`.
+    Convert,
+    /// Moves, selections, address conversions.
+    Move,
+    /// Comparisons and predicate logic.
+    Predicate,
+    /// Branches, calls, returns.
+    Control,
+    /// Loads of any space.
+    Load,
+    /// Stores of any space.
+    Store,
+    /// Atomics and reductions.
+    Atomic,
+    /// Shuffles, votes, matches.
+    Warp,
+    /// Barriers and fences.
+    Barrier,
+    /// Asynchronous copies and their groups.
+    Async,
+    /// Matrix instructions and their fragment loads and stores.
+    Tensor,
+    /// Anything else.
+    Other,
+}
+
+/// Executions of an opcode or a class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct OpCounters {
+    /// Times a warp executed it.
+    pub warps: u64,
+    /// Lanes active in them, added up.
+    pub lanes: u64,
+}
+
+/// Matrix instructions of one shape and type.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TensorCounters {
+    /// Instructions.
+    pub ops: u64,
+    /// Multiplications and additions, counted as two.
+    pub flops: u64,
+}
+
+/// Global-memory traffic as the coalescer would see it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct GlobalCounters {
+    /// Warp requests.
+    pub requests: u64,
+    /// 32-byte sectors of these requests.
+    pub sectors: u64,
+    /// Bytes the lanes asked for, each byte of a request once.
+    pub bytes: u64,
+}
+
+/// Shared-memory traffic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SharedCounters {
+    /// Warp requests.
+    pub requests: u64,
+    /// 128-byte wavefronts these requests take, bank conflicts included.
+    pub wavefronts: u64,
+    /// Wavefronts they would take without bank conflicts.
+    pub ideal: u64,
+}
+
+/// What one source line did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct LineCounters {
+    /// CUDA source file, or empty without `-lineinfo`.
+    pub file: String,
+    /// 1-based line of the source file, or of the PTX text.
+    pub line: u32,
+    /// Instructions.
+    pub ops: OpCounters,
+    /// Global loads.
+    pub global_load: GlobalCounters,
+    /// Global stores.
+    pub global_store: GlobalCounters,
+    /// Shared loads and stores.
+    pub shared: SharedCounters,
+}
+
+/// Everything counted in one launch.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counters {
+    /// All instructions.
+    pub total: OpCounters,
+    /// By opcode form.
+    pub opcodes: BTreeMap<String, OpCounters>,
+    /// By class.
+    pub classes: BTreeMap<Class, OpCounters>,
+    /// By shape and types, as in `m16n8k16.f32.bf16.bf16.f32`.
+    pub tensor: BTreeMap<String, TensorCounters>,
+    /// Global loads, asynchronous copies included.
+    pub global_load: GlobalCounters,
+    /// Global stores.
+    pub global_store: GlobalCounters,
+    /// Global atomics and reductions.
+    pub global_atomic: GlobalCounters,
+    /// Distinct global bytes that were touched: the compulsory traffic. Counted where global races are checked.
+    pub distinct_bytes: u64,
+    /// Shared loads, fragment loads included.
+    pub shared_load: SharedCounters,
+    /// Shared stores.
+    pub shared_store: SharedCounters,
+    /// Atomic operations, lanes added up (all spaces).
+    pub atomics: u64,
+    /// Barriers that warps reached.
+    pub barriers: u64,
+    /// Asynchronous copies: bytes they moved.
+    pub async_bytes: u64,
+    /// The most bytes in flight at once in one block.
+    pub async_in_flight_max: u64,
+    /// By source line, in order.
+    pub lines: Vec<LineCounters>,
+}
