@@ -1,0 +1,341 @@
+//! The published prompts, as token ids.
+//!
+//! ```text
+//! <s><|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n      prefix: the same for every image
+//! <img><IMG_CONTEXT>...</img>                                        image: the same for all that is asked about it
+//! \n What are {e1}, {e2}in this image? ...<|im_end|>\n               a sequence: one question and its answer
+//! <|im_start|>assistant\nSure,{e1}:[SEG], {e2}:[SEG].<|im_end|>\n
+//! ```
+//!
+//! Text is cut at special tokens only and each stretch is tokenized as one (`"assistant\nSure,left cat:"`), as the
+//! published tokenizer does it: an expression never stands alone.
+
+use super::tokenizer::{TokenId, Tokenizer};
+use crate::{Error, Result};
+
+/// System message of the template `internvl2_5`; a checkpoint's `system_message` replaces it.
+pub const SYSTEM_MESSAGE: &str = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。";
+
+/// Longest expression or sentence, in characters. The longest of RefCOCO's have 300.
+pub const MAX_EXPRESSION_CHARS: usize = 4096;
+/// Longest [`Sequence`]: question and answer about one image.
+pub const MAX_SEQUENCE_TOKENS: usize = 4096;
+/// Longest text of a chat, all turns together, without image tokens.
+pub const MAX_CHAT_TOKENS: usize = 32768;
+/// Text with more characters than this for each token that is allowed is refused before it is tokenized.
+pub const CHARS_PER_TOKEN: usize = 16;
+
+/// What text that a user wrote may become.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UserText {
+    /// Text. `[SEG]` in an expression is five characters.
+    #[default]
+    Plain,
+    /// What the published code makes of it: `[SEG]` in an expression becomes one more slot, `<IMG_CONTEXT>` one more
+    /// place for image features. For reproducing published results only.
+    Parsed,
+}
+
+/// What follows an image: a question, and the answer that the model is forced to give.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sequence {
+    /// Everything after `</img>`.
+    pub ids: Vec<TokenId>,
+    /// Where `[SEG]` stands in `ids`, in the order of the expressions; the mask is read at the position before.
+    /// [`UserText::Parsed`] also lists those that the expressions smuggled in.
+    pub slots: Vec<usize>,
+}
+
+/// A part of a prompt.
+enum Part<'a> {
+    Text(&'a str),
+    Token(TokenId),
+}
+use Part::{Text, Token};
+
+/// Builds prompts for one checkpoint.
+pub struct Prompts<'a> {
+    tokenizer: &'a Tokenizer,
+    image_tokens: usize,
+    user_text: UserText,
+    prefix: Vec<TokenId>,
+}
+
+impl<'a> Prompts<'a> {
+    /// `system_message`: config.json's, or `None` for the template's; `image_tokens`: how many `<IMG_CONTEXT>` a tile
+    /// has (256 at 448 pixels).
+    ///
+    /// # Errors
+    /// [`Error::Text`] if the system message is longer than a prompt may be; those of [`Tokenizer::encode_plain`].
+    pub fn new(
+        tokenizer: &'a Tokenizer,
+        system_message: Option<&str>,
+        image_tokens: usize,
+        user_text: UserText,
+    ) -> Result<Self> {
+        let mut prompts = Self { tokenizer, image_tokens, user_text, prefix: Vec::new() };
+        let special = tokenizer.special();
+        let system = system_message.unwrap_or(SYSTEM_MESSAGE);
+        check_chars("system_message", system, MAX_EXPRESSION_CHARS)?;
+        prompts.prefix = prompts.ids(&[
+            Token(special.bos),
+            Token(special.im_start),
+            Text("system\n"),
+            Text(system),
+            Token(special.im_end),
+            Text("\n"),
+            Token(special.im_start),
+            Text("user\n"),
+        ])?;
+        Ok(prompts)
+    }
+
+    /// Everything before the image: `<s><|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n`.
+    pub fn prefix(&self) -> Vec<TokenId> {
+        self.prefix.clone()
+    }
+
+    /// One image of one tile: `<img>`, `image_tokens` times `<IMG_CONTEXT>`, `</img>`.
+    pub fn image(&self) -> Vec<TokenId> {
+        self.tiles(1)
+    }
+
+    /// One image of several tiles.
+    fn tiles(&self, tiles: usize) -> Vec<TokenId> {
+        let special = self.tokenizer.special();
+        let mut ids = vec![special.img];
+        ids.resize(1 + tiles * self.image_tokens, special.img_context);
+        ids.push(special.img_end);
+        ids
+    }
+
+    /// All expressions of an image in one sequence, as the published evaluation has it (both odd spaces are its own):
+    /// `\n What are {e1}, {e2}in this image? Please output segmentation masks.` -> `Sure,{e1}:[SEG], {e2}:[SEG].`
+    ///
+    /// # Errors
+    /// [`Error::Text`], naming the expression: nothing left of it by [`normalize_expression`], more than
+    /// [`MAX_EXPRESSION_CHARS`]; or, of the whole: no expression, more than [`MAX_SEQUENCE_TOKENS`], no `[SEG]` token.
+    pub fn joint(&self, exprs: &[&str]) -> Result<Sequence> {
+        if exprs.is_empty() {
+            return Err(text_error("expressions", "at least one", "none"));
+        }
+        let exprs = exprs.iter().map(|e| self.expression(e)).collect::<Result<Vec<_>>>()?;
+        let question =
+            format!("\n What are {}in this image? Please output segmentation masks.", exprs.join(", "));
+        let mut answers: Vec<String> = exprs.iter().map(|e| format!(", {e}:")).collect();
+        answers[0].replace_range(..2, "Sure,");
+        self.sequence(&question, &answers, ".")
+    }
+
+    /// [`Prompts::joint`] of one expression.
+    ///
+    /// # Errors
+    /// As [`Prompts::joint`].
+    pub fn single(&self, expr: &str) -> Result<Sequence> {
+        self.joint(&[expr])
+    }
+
+    /// `\n What is {expr} in this image? Please output segmentation mask.` -> `[SEG]`
+    ///
+    /// # Errors
+    /// As [`Prompts::joint`].
+    pub fn phrase(&self, expr: &str) -> Result<Sequence> {
+        let expr = self.expression(expr)?;
+        self.sequence(
+            &format!("\n What is {expr} in this image? Please output segmentation mask."),
+            &[String::new()],
+            "",
+        )
+    }
+
+    /// `\n {sentence} Please output segmentation mask.` -> `[SEG]`; the sentence as it is written.
+    ///
+    /// # Errors
+    /// As [`Prompts::joint`].
+    pub fn reasoning(&self, sentence: &str) -> Result<Sequence> {
+        check_chars("sentence", sentence, MAX_EXPRESSION_CHARS)?;
+        if sentence.trim_matches(is_python_space).is_empty() {
+            return Err(text_error("sentence", "some text", format!("`{}`", shown(sentence))));
+        }
+        self.sequence(&format!("\n {sentence} Please output segmentation mask."), &[String::new()], "")
+    }
+
+    /// A whole conversation up to `<|im_start|>assistant\n`, for free generation.
+    ///
+    /// `history`: earlier questions and answers; `tiles`: of how many tiles each image is made. `<image>` in a question
+    /// is where an image stands; if one image is given and no question has it, `<image>\n` opens the first question.
+    ///
+    /// # Errors
+    /// [`Error::Text`] if there are more or fewer `<image>` than images, or more text than [`MAX_CHAT_TOKENS`].
+    pub fn chat(
+        &self,
+        history: &[(String, String)],
+        question: &str,
+        tiles: &[usize],
+    ) -> Result<Vec<TokenId>> {
+        let turns: Vec<(&str, Option<&str>)> =
+            history.iter().map(|(q, a)| (q.as_str(), Some(a.as_str()))).chain([(question, None)]).collect();
+        let chars: usize = turns.iter().map(|(q, a)| q.len() + a.map_or(0, str::len)).sum();
+        if chars > MAX_CHAT_TOKENS * CHARS_PER_TOKEN {
+            return Err(text_error(
+                "chat",
+                format!("at most {} bytes of text", MAX_CHAT_TOKENS * CHARS_PER_TOKEN),
+                chars,
+            ));
+        }
+        let marks: usize = turns.iter().map(|(q, _)| q.matches(IMAGE).count()).sum();
+        let opens = marks == 0 && tiles.len() == 1;
+        if !opens && marks != tiles.len() {
+            return Err(text_error("chat", format!("{} times `{IMAGE}`, one an image", tiles.len()), marks));
+        }
+
+        let special = self.tokenizer.special();
+        let images: Vec<Vec<TokenId>> = tiles.iter().map(|&n| self.tiles(n)).collect();
+        let image_ids: usize = images.iter().map(Vec::len).sum();
+        let mut images = images.iter();
+        let mut image =
+            |parts: &mut Vec<Part>| parts.extend(images.next().into_iter().flatten().map(|&id| Token(id)));
+        let mut parts: Vec<Part> = Vec::new();
+        for (i, (question, answer)) in turns.iter().enumerate() {
+            if i > 0 {
+                parts.extend([Token(special.im_start), Text("user\n")]);
+            } else if opens {
+                image(&mut parts);
+                parts.push(Text("\n"));
+            }
+            for (j, text) in question.split(IMAGE).enumerate() {
+                if j > 0 {
+                    image(&mut parts);
+                }
+                parts.push(Text(text));
+            }
+            parts.extend([Token(special.im_end), Text("\n"), Token(special.im_start), Text("assistant\n")]);
+            if let Some(answer) = answer {
+                parts.extend([Text(answer), Token(special.im_end), Text("\n")]);
+            }
+        }
+        // "user\n" closes the prefix and is one stretch with a question that opens with text.
+        let head = &self.prefix[..=self.prefix.iter().rposition(|&id| id == special.im_start).unwrap_or(0)];
+        parts.insert(0, Text("user\n"));
+        let mut ids = head.to_vec();
+        ids.extend(self.ids(&parts)?);
+        let text_ids = ids.len() - image_ids;
+        if text_ids > MAX_CHAT_TOKENS {
+            return Err(text_error("chat", format!("at most {MAX_CHAT_TOKENS} tokens of text"), text_ids));
+        }
+        Ok(ids)
+    }
+
+    /// An expression as it stands in a prompt.
+    fn expression(&self, expr: &str) -> Result<String> {
+        check_chars("expression", expr, MAX_EXPRESSION_CHARS)?;
+        let e = normalize_expression(expr);
+        if e.trim_matches(is_python_space).is_empty() {
+            return Err(text_error(
+                format!("expression `{}`", shown(expr)),
+                "something to look for",
+                "nothing but spaces and dots",
+            ));
+        }
+        Ok(e)
+    }
+
+    /// Question, then the assistant's turn: each of `answers` followed by `[SEG]`, then `end`.
+    fn sequence(&self, question: &str, answers: &[String], end: &str) -> Result<Sequence> {
+        let special = self.tokenizer.special();
+        let Some(seg) = special.seg else {
+            return Err(text_error("tokenizer", "a token `[SEG]`", "none (a checkpoint for chat only)"));
+        };
+        let bytes = question.len() + answers.iter().map(String::len).sum::<usize>();
+        let limit = MAX_SEQUENCE_TOKENS * CHARS_PER_TOKEN;
+        if bytes > limit {
+            return Err(text_error(
+                "expressions of one sequence",
+                format!("at most {limit} bytes of question and answer"),
+                bytes,
+            ));
+        }
+        let mut parts = vec![
+            Text(question),
+            Token(special.im_end),
+            Text("\n"),
+            Token(special.im_start),
+            Text("assistant\n"),
+        ];
+        for answer in answers {
+            parts.extend([Text(answer), Token(seg)]);
+        }
+        parts.extend([Text(end), Token(special.im_end), Text("\n")]);
+        let ids = self.ids(&parts)?;
+        if ids.len() > MAX_SEQUENCE_TOKENS {
+            return Err(text_error(
+                "expressions of one sequence",
+                format!("at most {MAX_SEQUENCE_TOKENS} tokens"),
+                ids.len(),
+            ));
+        }
+        let slots = ids.iter().enumerate().filter(|&(_, &id)| id == seg).map(|(i, _)| i).collect();
+        Ok(Sequence { ids, slots })
+    }
+
+    /// Tokenizes stretches of text between special tokens, each as one.
+    fn ids(&self, parts: &[Part]) -> Result<Vec<TokenId>> {
+        let mut ids = Vec::new();
+        let mut stretch = String::new();
+        for part in parts.iter().map(Some).chain([None]) {
+            if let Some(Text(text)) = part {
+                stretch.push_str(text);
+                continue;
+            }
+            if !stretch.is_empty() {
+                ids.extend(match self.user_text {
+                    UserText::Plain => self.tokenizer.encode_plain(&stretch)?,
+                    UserText::Parsed => self.tokenizer.encode_parsed(&stretch)?,
+                });
+                stretch.clear();
+            }
+            if let Some(Token(id)) = part {
+                ids.push(*id);
+            }
+        }
+        Ok(ids)
+    }
+}
+
+/// Where an image stands in a chat question.
+const IMAGE: &str = "<image>";
+
+/// `e.strip().lower().strip(".")` as Python computes it: Unicode white space (and U+001C to U+001F), Unicode lower case
+/// (`İ` becomes two characters, a final `Σ` becomes `ς`).
+pub fn normalize_expression(e: &str) -> String {
+    e.trim_matches(is_python_space).to_lowercase().trim_matches('.').to_string()
+}
+
+/// `str.isspace` of one character.
+fn is_python_space(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '\u{1C}'..='\u{1F}')
+}
+
+/// [`Error::Text`].
+fn text_error(what: impl Into<String>, expected: impl Into<String>, found: impl ToString) -> Error {
+    Error::Text { what: what.into(), expected: expected.into(), found: found.to_string() }
+}
+
+fn check_chars(what: &str, text: &str, limit: usize) -> Result<()> {
+    let chars = text.chars().count();
+    if chars > limit {
+        return Err(text_error(
+            format!("{what} `{}`", shown(text)),
+            format!("at most {limit} characters"),
+            chars,
+        ));
+    }
+    Ok(())
+}
+
+/// The beginning of `text`, on one line.
+fn shown(text: &str) -> String {
+    let cut = text.char_indices().nth(40).map_or(text.len(), |(at, _)| at);
+    let dots = if cut < text.len() { "..." } else { "" };
+    format!("{}{dots}", text[..cut].escape_debug())
+}

@@ -1,0 +1,431 @@
+//! Text to token ids and back.
+
+use super::added::{self, AddedTokens};
+use super::pieces::{Kind, Pieces};
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::normalizers::replace::Replace;
+use tokenizers::{
+    AddedToken, DecodeStream, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper,
+    PreTokenizerWrapper,
+};
+
+/// A row of the embedding table.
+pub type TokenId = u32;
+
+/// Largest `tokenizer.json` that is read; Qwen2.5's has 7 MB.
+const MAX_TOKENIZER_JSON_BYTES: u64 = 64 << 20;
+/// What a space is inside a piece.
+const SPACE: char = '\u{2581}';
+
+/// Ids of the tokens that prompts are built with, looked up by name in the checkpoint's own files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct SpecialIds {
+    pub bos: TokenId,
+    pub eos: TokenId,
+    pub im_start: TokenId,
+    pub im_end: TokenId,
+    pub img: TokenId,
+    pub img_end: TokenId,
+    pub img_context: TokenId,
+    /// `[SEG]`; a checkpoint for chat only has none.
+    pub seg: Option<TokenId>,
+    /// `[REJ]`, "no such thing in the picture"; only checkpoints for generalised referring expressions have it.
+    pub rej: Option<TokenId>,
+}
+
+/// A checkpoint's tokenizer.
+///
+/// `tokenizer.model` (sentencepiece BPE) becomes a `tokenizers` BPE: vocabulary and merges from the pieces, space
+/// replaced by U+2581 and nothing else, no pre-tokenizer, added tokens and user-defined pieces cut out of the text
+/// first. It gives the ids of the published slow tokenizer (`InternLM2Tokenizer`).
+pub struct Tokenizer {
+    path: PathBuf,
+    parsed: tokenizers::Tokenizer,
+    plain: tokenizers::Tokenizer,
+    special: SpecialIds,
+    vocab_size: usize,
+    /// User-defined pieces whose id a chat token has taken over, and that token: both names mean the same in parsed text.
+    aliases: Vec<(String, String)>,
+    /// By id; none for a `tokenizer.json`, whose own decoder is used.
+    surfaces: Option<Vec<Surface>>,
+}
+
+/// What a token is when written out.
+enum Surface {
+    Text(String),
+    Byte(u8),
+    Special(String),
+}
+
+impl Surface {
+    fn bytes(&self, skip_special: bool) -> &[u8] {
+        match self {
+            Surface::Text(text) => text.as_bytes(),
+            Surface::Byte(byte) => std::slice::from_ref(byte),
+            Surface::Special(_) if skip_special => &[],
+            Surface::Special(text) => text.as_bytes(),
+        }
+    }
+}
+
+impl Tokenizer {
+    /// Opens the tokenizer of the checkpoint folder `dir`: its `tokenizer.json` as it is if there is one, else
+    /// `tokenizer.model` with `added_tokens.json` and `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::File`], [`Error::Field`]: files that are missing, damaged or contradict each other, added
+    /// ids that are taken or leave a gap, a token that prompts need and that no file names.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let json = dir.join("tokenizer.json");
+        let added = AddedTokens::open(dir)?;
+        let tokenizer = if json.is_file() {
+            Self::from_json(json, added)?
+        } else {
+            Self::from_pieces(Pieces::open(&dir.join("tokenizer.model"))?, added)?
+        };
+        tokenizer.check_plain()?;
+        Ok(tokenizer)
+    }
+
+    /// The `tokenizers` file, but with whole texts: no truncation, no padding.
+    fn from_json(path: PathBuf, added: AddedTokens) -> Result<Self> {
+        let bytes = added::read(&path, MAX_TOKENIZER_JSON_BYTES)?;
+        let mut parsed = tokenizers::Tokenizer::from_bytes(bytes)
+            .map_err(|e| Error::file(&path, "a tokenizers file", e.to_string()))?;
+        parsed.with_padding(None);
+        parsed.with_truncation(None).map_err(|e| Error::file(&path, "a tokenizers file", e.to_string()))?;
+        let vocab_size = parsed.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        let (bos, eos) = (added.bos.unwrap_or("<s>".into()), added.eos.unwrap_or("</s>".into()));
+        let special = SpecialIds::find(&path, &bos, &eos, |name| parsed.token_to_id(name))?;
+        Ok(Self {
+            plain: plain(&parsed),
+            path,
+            parsed,
+            special,
+            vocab_size,
+            aliases: Vec::new(),
+            surfaces: None,
+        })
+    }
+
+    fn from_pieces(mut pieces: Pieces, added: AddedTokens) -> Result<Self> {
+        let merges = pieces.merges(); // of normal pieces: before added tokens take names over
+        let path = pieces.path.clone();
+        let count = pieces.rows.len();
+        let mut tokens: Vec<AddedToken> = Vec::new();
+        let mut aliases = Vec::new();
+        let mut surfaces: Vec<Surface> = pieces
+            .rows
+            .iter()
+            .map(|p| match p.kind {
+                Kind::Byte(byte) => Surface::Byte(byte),
+                Kind::Normal | Kind::UserDefined => Surface::Text(p.text.replace(SPACE, " ")),
+                Kind::Unknown | Kind::Control => Surface::Special(p.text.clone()),
+            })
+            .collect();
+
+        for (id, (token, file)) in added.by_id {
+            let field = token.content.clone();
+            if token.content.chars().count() < 2 {
+                return Err(added::field_error(
+                    &file,
+                    field,
+                    "two characters at least (one could come from a user's text)",
+                    "one",
+                ));
+            }
+            if let Some(&there) = pieces.ids.get(&token.content) {
+                if there != id {
+                    return Err(added::field_error(
+                        &file,
+                        field,
+                        format!("id {there}, the piece's in {}", path.display()),
+                        id,
+                    ));
+                }
+                let kind = pieces.rows[id as usize].kind;
+                if matches!(kind, Kind::Normal | Kind::Byte(_)) {
+                    return Err(added::field_error(
+                        &file,
+                        field,
+                        "no ordinary piece",
+                        format!("piece {id} of {}", path.display()),
+                    ));
+                }
+            } else if let Some(piece) = pieces.rows.get(id as usize) {
+                if piece.kind != Kind::UserDefined {
+                    let expected = format!(
+                        "a free id or a user-defined piece's ({} has {count} pieces)",
+                        path.display()
+                    );
+                    return Err(added::field_error(
+                        &file,
+                        field,
+                        expected,
+                        format!("{id}, which is `{}`", piece.text.escape_debug()),
+                    ));
+                }
+                pieces.ids.remove(&piece.text);
+                pieces.ids.insert(token.content.clone(), id);
+                aliases.push((piece.text.clone(), token.content.clone()));
+            } else if id as usize == surfaces.len() {
+                pieces.ids.insert(token.content.clone(), id);
+                surfaces.push(Surface::Special(String::new()));
+            } else {
+                return Err(added::field_error(
+                    &file,
+                    field,
+                    format!("id {} (no gap after the pieces)", surfaces.len()),
+                    id,
+                ));
+            }
+            surfaces[id as usize] = if token.special {
+                Surface::Special(token.content.clone())
+            } else {
+                Surface::Text(token.content.clone())
+            };
+            // Special even where the files do not say so: an added token must never come from a user's text.
+            tokens.push(AddedToken {
+                single_word: token.single_word,
+                lstrip: token.lstrip,
+                rstrip: token.rstrip,
+                normalized: false,
+                special: true,
+                content: token.content,
+            });
+        }
+        let named: std::collections::HashSet<&str> = tokens.iter().map(|t| t.content.as_str()).collect();
+        let mut more = Vec::new();
+        for (id, piece) in pieces.rows.iter().enumerate() {
+            let special = match piece.kind {
+                Kind::Unknown | Kind::Control => true,
+                Kind::UserDefined if pieces.ids.get(&piece.text) == Some(&(id as TokenId)) => false,
+                _ => continue,
+            };
+            if !named.contains(piece.text.as_str()) {
+                more.push(AddedToken::from(piece.text.clone(), special).normalized(false));
+            }
+        }
+        tokens.extend(more);
+
+        let (bos, eos) = (added.bos.unwrap_or(pieces.bos), added.eos.unwrap_or(pieces.eos));
+        let special = SpecialIds::find(&path, &bos, &eos, |name| pieces.ids.get(name).copied())?;
+        let failed =
+            |e: tokenizers::Error| Error::file(&path, "pieces that make a BPE tokenizer", e.to_string());
+        let bpe = BPE::builder()
+            .vocab_and_merges(pieces.ids.into_iter().collect::<Vocab>(), merges)
+            .unk_token(pieces.rows[pieces.unknown as usize].text.clone())
+            .fuse_unk(true)
+            .byte_fallback(pieces.byte_fallback)
+            .cache_capacity(0) // stretches are sentences and hardly ever come again
+            .build()
+            .map_err(failed)?;
+        let mut parsed = tokenizers::Tokenizer::new(bpe);
+        parsed
+            .with_normalizer(Some(Replace::new(" ", SPACE.to_string()).map_err(failed)?))
+            .map_err(failed)?;
+        parsed.add_tokens(tokens).map_err(failed)?;
+        Ok(Self {
+            plain: plain(&parsed),
+            vocab_size: surfaces.len(),
+            path,
+            parsed,
+            special,
+            aliases,
+            surfaces: Some(surfaces),
+        })
+    }
+
+    /// A special token's own text, as a user may write it, must not yield a special token.
+    fn check_plain(&self) -> Result<()> {
+        let added = self.parsed.get_added_tokens_decoder();
+        let special = |id: &TokenId| added.get(id).is_some_and(|t| t.special);
+        for token in added.values().filter(|t| t.special) {
+            if let Some(id) = self.encode_plain(&token.content)?.into_iter().find(special) {
+                return Err(Error::file(
+                    &self.path,
+                    format!("`{}` as text to yield ordinary tokens", token.content),
+                    format!("special token {id}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The ids that prompts need.
+    pub fn special(&self) -> &SpecialIds {
+        &self.special
+    }
+
+    /// Highest id + 1; the embedding table must have at least as many rows.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Ids of `text` as the published tokenizer gives them: the text of a special token becomes that token. No BOS is
+    /// added.
+    ///
+    /// Only for strings that are trusted to hold special tokens. What a user writes goes through
+    /// [`Tokenizer::encode_plain`].
+    ///
+    /// # Errors
+    /// [`Error::File`] if a `tokenizer.json` has no token for a part of `text`; a `tokenizer.model` always has.
+    pub fn encode_parsed(&self, text: &str) -> Result<Vec<TokenId>> {
+        let mut text = std::borrow::Cow::Borrowed(text);
+        for (name, token) in &self.aliases {
+            if text.contains(name.as_str()) {
+                text = text.replace(name.as_str(), token).into();
+            }
+        }
+        self.encode(&self.parsed, &text)
+    }
+
+    /// Ids of `text` as text: `[SEG]`, `<|im_end|>`, `[UNUSED_TOKEN_145]` are the characters they are written with, and
+    /// no special token can arise. Everything else is as in [`Tokenizer::encode_parsed`].
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_parsed`].
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<TokenId>> {
+        self.encode(&self.plain, text)
+    }
+
+    fn encode(&self, with: &tokenizers::Tokenizer, text: &str) -> Result<Vec<TokenId>> {
+        let encoding = with
+            .encode_fast(text, false)
+            .map_err(|e| Error::file(&self.path, "a token for every character", e.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of `ids`; with `skip_special`, without special tokens.
+    ///
+    /// Bytes that are no UTF-8 become U+FFFD one by one, as sentencepiece has it; so does an id past the vocabulary. The
+    /// text is exactly what the tokens stand for: the published class also closes up spaces before punctuation
+    /// (`clean_up_tokenization`), which is left out.
+    pub fn decode(&self, ids: &[TokenId], skip_special: bool) -> String {
+        let mut decoder = self.decoder(skip_special);
+        let mut text: String = ids.iter().map(|&id| decoder.push(id)).collect();
+        text.push_str(&decoder.finish());
+        text
+    }
+
+    /// Decodes token by token; see [`Decoder`].
+    pub fn decoder(&self, skip_special: bool) -> Decoder<'_> {
+        Decoder(match &self.surfaces {
+            Some(surfaces) => Stream::Pieces { surfaces, skip_special, pending: Vec::new() },
+            None => Stream::Json {
+                stream: Box::new(self.parsed.decode_stream(skip_special)),
+                tokenizer: &self.parsed,
+                skip_special,
+                held: Vec::new(),
+            },
+        })
+    }
+}
+
+impl SpecialIds {
+    fn find(path: &Path, bos: &str, eos: &str, id: impl Fn(&str) -> Option<TokenId>) -> Result<Self> {
+        let need = |name: &str| {
+            id(name).ok_or_else(|| {
+                Error::file(path, format!("a token `{name}` here or in the JSON files beside it"), "none")
+            })
+        };
+        Ok(Self {
+            bos: need(bos)?,
+            eos: need(eos)?,
+            im_start: need("<|im_start|>")?,
+            im_end: need("<|im_end|>")?,
+            img: need("<img>")?,
+            img_end: need("</img>")?,
+            img_context: need("<IMG_CONTEXT>")?,
+            seg: id("[SEG]"),
+            rej: id("[REJ]"),
+        })
+    }
+}
+
+/// The same tokenizer, blind to special tokens in text.
+fn plain(parsed: &tokenizers::Tokenizer) -> tokenizers::Tokenizer {
+    let mut plain = parsed.clone();
+    plain.set_encode_special_tokens(true);
+    plain
+}
+
+/// Turns a growing answer into text, never handing out half a character.
+pub struct Decoder<'a>(Stream<'a>);
+
+type JsonStream<'a> = DecodeStream<
+    'a,
+    ModelWrapper,
+    NormalizerWrapper,
+    PreTokenizerWrapper,
+    PostProcessorWrapper,
+    DecoderWrapper,
+>;
+
+enum Stream<'a> {
+    /// `pending`: bytes that may be the beginning of a character.
+    Pieces { surfaces: &'a [Surface], skip_special: bool, pending: Vec<u8> },
+    /// `held`: ids for which the library has given no text yet.
+    Json {
+        stream: Box<JsonStream<'a>>,
+        tokenizer: &'a tokenizers::Tokenizer,
+        skip_special: bool,
+        held: Vec<TokenId>,
+    },
+}
+
+impl Decoder<'_> {
+    /// The text that became certain with this token; often one word, empty inside a character.
+    pub fn push(&mut self, id: TokenId) -> String {
+        match &mut self.0 {
+            Stream::Pieces { surfaces, skip_special, pending } => {
+                pending.extend_from_slice(
+                    surfaces.get(id as usize).map_or("\u{FFFD}".as_bytes(), |s| s.bytes(*skip_special)),
+                );
+                take_text(pending, false)
+            }
+            Stream::Json { stream, held, .. } => match stream.step(id) {
+                Ok(Some(text)) => {
+                    held.clear();
+                    text
+                }
+                _ => {
+                    held.push(id);
+                    String::new()
+                }
+            },
+        }
+    }
+
+    /// What was held back, as U+FFFD: an answer that ends inside a character.
+    pub fn finish(&mut self) -> String {
+        match &mut self.0 {
+            Stream::Pieces { pending, .. } => take_text(pending, true),
+            Stream::Json { tokenizer, skip_special, held, .. } => {
+                tokenizer.decode(&std::mem::take(held), *skip_special).unwrap_or_default()
+            }
+        }
+    }
+}
+
+/// Takes all the text off the front of `bytes`; a character that may yet be completed stays unless `last`.
+fn take_text(bytes: &mut Vec<u8>, last: bool) -> String {
+    let mut text = String::new();
+    let mut taken = 0;
+    for chunk in bytes.utf8_chunks() {
+        let bad = chunk.invalid();
+        text.push_str(chunk.valid());
+        taken += chunk.valid().len();
+        let begun = std::str::from_utf8(bad).is_err_and(|e| e.error_len().is_none());
+        if begun && !last && taken + bad.len() == bytes.len() {
+            break;
+        }
+        text.extend(bad.iter().map(|_| char::REPLACEMENT_CHARACTER));
+        taken += bad.len();
+    }
+    bytes.drain(..taken);
+    text
+}
