@@ -142,7 +142,7 @@ impl Checkpoint {
             return Err(fail(&self.files[w.file].path, kind(w.entry.dtype, &w.entry.shape)));
         }
         w.bound.store(true, Ordering::Relaxed);
-        Ok(Tensor { name: name.into(), dtype: DType::Bf16, shape: shape.to_vec(), place: Place::Weight(id) })
+        Ok(Tensor::new(name, DType::Bf16, shape, Place::Weight(id)))
     }
 
     /// The tensors under `prefix.`.

@@ -1,1 +1,3 @@
-//! Devices: where a plan runs.
+//! Devices: where a plan runs. The CPU runs `reference/`.
+
+pub mod cpu;

@@ -1,1 +1,67 @@
-//! The models: functions that append nodes to a graph, one line a step.
+//! The models: functions that append nodes to a graph, one line a step, and the weights they use.
+
+pub mod llm;
+pub mod mask_decoder;
+pub mod mllmseg;
+pub mod projector;
+pub mod vit;
+
+use crate::checkpoint::Checkpoint;
+use crate::graph::{DType, Place, Tensor};
+use half::bf16;
+use std::sync::Arc;
+
+/// A checkpoint's weights and what was computed from them at load: all that a device needs to know of them.
+#[derive(Clone)]
+pub struct Bound {
+    checkpoint: Arc<Checkpoint>,
+    derived: Arc<[Vec<f32>]>,
+}
+
+impl Bound {
+    /// Weight `id` (`Place::Weight`).
+    pub fn weight(&self, id: u32) -> &[bf16] {
+        self.checkpoint.weight(id)
+    }
+
+    /// Derived weight `id` (`Place::Derived`).
+    pub fn derived(&self, id: u32) -> &[f32] {
+        &self.derived[id as usize]
+    }
+}
+
+/// Binds weights: collects what is derived from them.
+pub struct Binder<'a> {
+    /// The checkpoint; every tensor taken from it is marked as bound.
+    pub checkpoint: &'a Checkpoint,
+    derived: Vec<Vec<f32>>,
+}
+
+impl<'a> Binder<'a> {
+    /// Nothing derived yet.
+    pub fn new(checkpoint: &'a Checkpoint) -> Self {
+        Self { checkpoint, derived: Vec::new() }
+    }
+
+    /// A tensor computed at load, f32.
+    pub fn derive(&mut self, name: &str, shape: impl Into<Vec<usize>>, values: Vec<f32>) -> Tensor {
+        let t = Tensor::new(name, DType::F32, shape, Place::Derived(self.derived.len() as u32));
+        assert_eq!(t.len(), values.len(), "derived `{name}`");
+        self.derived.push(values);
+        t
+    }
+
+    /// The values of a bound weight, in f32.
+    pub fn values(&self, t: &Tensor) -> Vec<f32> {
+        match t.place {
+            Place::Weight(id) => self.checkpoint.weight(id).iter().map(|w| w.to_f32()).collect(),
+            Place::Derived(id) => self.derived[id as usize].clone(),
+            Place::State(_) | Place::Activation(_) => Vec::new(),
+        }
+    }
+
+    /// Done: what the devices get.
+    pub fn finish(self, checkpoint: Arc<Checkpoint>) -> Bound {
+        Bound { checkpoint, derived: self.derived.into() }
+    }
+}

@@ -1,1 +1,89 @@
-//! Operators: shape checks, costs, launches; one file an operator.
+//! Operators, one file each: shape checks and cost here, `reference/<op>.rs` computes it plainly on the CPU.
+//!
+//! A constructor (`rmsnorm(...)`) checks its operands and returns the op, which holds them. An op can then be asked
+//! what it reads and writes, what it costs, and to run on the CPU. It touches no device.
+
+mod argmax;
+mod attention;
+mod attention_ranges;
+mod conv3x3;
+mod conv5x5;
+mod copy;
+mod dysample;
+mod embed;
+mod gather_rows;
+mod layernorm;
+mod matmul;
+mod patches_to_pixels;
+mod patchify;
+mod pixel_shuffle;
+mod resize_mask;
+mod rmsnorm;
+mod rope_split;
+mod sigmoid;
+mod vit_tokens;
+
+pub use argmax::argmax;
+pub use attention::attention;
+pub use attention_ranges::{KvCache, SEGMENT, attention_ranges};
+pub use conv3x3::conv3x3;
+pub use conv5x5::conv5x5;
+pub use copy::{copy, drop_cls};
+pub use dysample::{dysample, dysample_offset};
+pub use embed::embed;
+pub use gather_rows::gather_rows;
+pub use layernorm::{add_layernorm, broadcast_add_layernorm, layernorm};
+pub use matmul::{Epilogue, Matmul, matmul};
+pub use patches_to_pixels::patches_to_pixels;
+pub use patchify::patchify;
+pub use pixel_shuffle::pixel_shuffle;
+pub use resize_mask::{DESCRIPTOR, resize_mask};
+pub use rmsnorm::rmsnorm;
+pub use rope_split::rope_split;
+pub use sigmoid::sigmoid;
+pub use vit_tokens::vit_tokens;
+
+use crate::device::cpu::Memory;
+use crate::graph::{Cost, Tensor};
+use crate::{Error, Result};
+
+/// An operator with its operands.
+pub trait Op: Send + Sync {
+    /// The op's name, that of its file: `rmsnorm`.
+    fn kind(&self) -> &'static str;
+
+    /// Operands that are read; one that is updated in place is in both lists.
+    fn reads(&self) -> Vec<&Tensor>;
+
+    /// Operands that are written.
+    fn writes(&self) -> Vec<&Tensor>;
+
+    /// Floating point operations, a multiply-add counted as two; 0 where memory alone decides.
+    fn flops(&self) -> u64 {
+        0
+    }
+
+    /// FLOPs, and the bytes of every operand once.
+    fn cost(&self) -> Cost {
+        let bytes = |t: &&Tensor| (t.len() * t.dtype.bytes(2)) as u64;
+        let bytes = self.reads().iter().chain(&self.writes()).map(bytes).sum();
+        Cost { flops: self.flops(), bytes }
+    }
+
+    /// Runs `reference/<op>.rs` on the CPU's memory.
+    fn run(&self, memory: &Memory);
+}
+
+/// An error unless `n` is a multiple of `of`.
+fn expect_multiple(what: &str, n: usize, of: usize) -> Result<()> {
+    if of != 0 && n.is_multiple_of(of) {
+        Ok(())
+    } else {
+        Err(Error::shape(what, format!("a multiple of {of}"), n.to_string()))
+    }
+}
+
+/// An error unless both numbers are equal.
+fn expect_equal(what: &str, found: usize, expected: usize) -> Result<()> {
+    if found == expected { Ok(()) } else { Err(Error::shape(what, expected.to_string(), found.to_string())) }
+}

@@ -1,0 +1,252 @@
+//! The CPU device: the arena, the state buffers and the weights as f32 slices, and a run that asks each node to compute itself.
+
+use crate::graph::{DType, Node, Place, Tensor, Window};
+use crate::models::Bound;
+use crate::plan::Plan;
+use crate::reference::{Precision, View, ViewMut, Weights, widen};
+use crate::{Error, Result};
+use std::cell::UnsafeCell;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// Bytes that several views may write, one node at a time.
+struct Bytes(UnsafeCell<Vec<u64>>);
+
+impl Bytes {
+    fn new(bytes: usize) -> Self {
+        Self(UnsafeCell::new(vec![0; bytes.div_ceil(8)]))
+    }
+
+    fn start(&self) -> *mut u8 {
+        // SAFETY: no reference to the vector is kept; only its buffer's address leaves, and nothing ever resizes it.
+        unsafe { (*self.0.get()).as_mut_ptr().cast() }
+    }
+
+    fn len(&self) -> usize {
+        // SAFETY: the vector itself is never written after `new`.
+        unsafe { (&*self.0.get()).len() * 8 }
+    }
+}
+
+/// A model's weights and everything a plan touches, in the CPU's memory.
+pub struct Cpu {
+    weights: Bound,
+    precision: Precision,
+    states: HashMap<u32, Bytes>,
+    arena: Bytes,
+}
+
+impl Cpu {
+    /// A device with no state buffers yet.
+    pub fn new(weights: Bound, precision: Precision) -> Self {
+        Self { weights, precision, states: HashMap::new(), arena: Bytes::new(0) }
+    }
+
+    /// Makes the state buffer of `t`, zeroed, in place of any that has its number.
+    pub fn allocate(&mut self, t: &Tensor) -> Result<()> {
+        let Place::State(id) = t.place else {
+            return Err(Error::shape(&*t.name, "a state buffer", format!("{:?}", t.place)));
+        };
+        self.states.insert(id, Bytes::new(t.len() * t.dtype.bytes(4)));
+        Ok(())
+    }
+
+    /// Copies `data` into the state buffer of `t`; `data` must fill it.
+    pub fn write<T: bytemuck::Pod>(&mut self, t: &Tensor, data: &[T]) -> Result<()> {
+        let data: &[u8] = bytemuck::cast_slice(data);
+        if data.len() != t.len() * t.dtype.bytes(4) {
+            return Err(Error::shape(
+                &*t.name,
+                format!("{} bytes", t.len() * t.dtype.bytes(4)),
+                data.len().to_string(),
+            ));
+        }
+        let memory = self.memory(None);
+        memory.check(t)?;
+        let (to, len) = memory.range::<u8>(&Tensor {
+            dtype: DType::U8,
+            shape: vec![data.len()],
+            offset: t.offset * t.dtype.bytes(4),
+            ..t.clone()
+        });
+        // SAFETY: `range` is inside the buffer; `&mut self` means that nobody else reads it.
+        unsafe { std::slice::from_raw_parts_mut(to, len) }.copy_from_slice(data);
+        Ok(())
+    }
+
+    /// The contents of a state buffer (or a view of one): f32 values for activations and f32.
+    pub fn read_f32(&self, t: &Tensor) -> Vec<f32> {
+        self.memory(None).f32(t).to_vec()
+    }
+
+    /// The contents of an i32 state buffer.
+    pub fn read_i32(&self, t: &Tensor) -> Vec<i32> {
+        self.memory(None).i32(t).to_vec()
+    }
+
+    /// The contents of a u8 state buffer.
+    pub fn read_u8(&self, t: &Tensor) -> Vec<u8> {
+        self.memory(None).slice::<u8>(t).to_vec()
+    }
+
+    /// Runs every node in order. `seen` is called after each with its index, its node, its time and the memory (for taps).
+    ///
+    /// # Errors
+    /// [`Error::Node`] for a node whose state buffer was not allocated.
+    pub fn run(&mut self, plan: &Plan, mut seen: impl FnMut(usize, &Node, Duration, &Memory)) -> Result<()> {
+        if self.arena.len() < plan.arena_bytes {
+            self.arena = Bytes::new(plan.arena_bytes);
+        }
+        let memory = self.memory(Some(plan));
+        for (i, node) in plan.graph.nodes.iter().enumerate() {
+            for t in node.op.reads().into_iter().chain(node.op.writes()) {
+                memory.check(t).map_err(|e| Error::Node { node: node.name.clone(), source: Box::new(e) })?;
+            }
+            let start = Instant::now();
+            node.op.run(&memory);
+            seen(i, node, start.elapsed(), &memory);
+        }
+        Ok(())
+    }
+
+    fn memory<'a>(&'a self, plan: Option<&'a Plan>) -> Memory<'a> {
+        Memory { cpu: self, plan }
+    }
+
+    /// The weights that it computes with.
+    pub fn weights(&self) -> &Bound {
+        &self.weights
+    }
+}
+
+/// Tensors as slices, for the ops.
+///
+/// Slices for writing are handed out from a shared reference. That is sound because a [`Plan`] refuses a node whose written operands
+/// share bytes with its others, nodes run one after another, and ops take each operand's slice once.
+pub struct Memory<'a> {
+    cpu: &'a Cpu,
+    plan: Option<&'a Plan>,
+}
+
+impl<'a> Memory<'a> {
+    /// What matmuls compute with.
+    pub fn precision(&self) -> Precision {
+        self.cpu.precision
+    }
+
+    /// f32 elements to read.
+    pub fn f32(&self, t: &Tensor) -> &'a [f32] {
+        match t.place {
+            Place::Derived(id) => &self.cpu.weights.derived(id)[t.offset..t.offset + t.len()],
+            _ => self.slice(t),
+        }
+    }
+
+    /// f32 elements to write.
+    #[allow(clippy::mut_from_ref)]
+    pub fn f32_mut(&self, t: &Tensor) -> &'a mut [f32] {
+        self.slice_mut(t)
+    }
+
+    /// i32 elements to read.
+    pub fn i32(&self, t: &Tensor) -> &'a [i32] {
+        self.slice(t)
+    }
+
+    /// i32 elements to write.
+    #[allow(clippy::mut_from_ref)]
+    pub fn i32_mut(&self, t: &Tensor) -> &'a mut [i32] {
+        self.slice_mut(t)
+    }
+
+    /// u8 elements to write.
+    #[allow(clippy::mut_from_ref)]
+    pub fn u8_mut(&self, t: &Tensor) -> &'a mut [u8] {
+        self.slice_mut(t)
+    }
+
+    /// A window to read.
+    pub fn window(&self, w: &Window) -> View<'a> {
+        View { data: self.f32(&w.of), stride: w.of.matrix().1, col: w.col, width: w.width }
+    }
+
+    /// A window to write.
+    pub fn window_mut(&self, w: &Window) -> ViewMut<'a> {
+        ViewMut { data: self.f32_mut(&w.of), stride: w.of.matrix().1, col: w.col, width: w.width }
+    }
+
+    /// A matrix of weights, in place.
+    pub fn weights(&self, t: &Tensor) -> Weights<'a> {
+        match t.place {
+            Place::Weight(id) => Weights::Bf16(&self.cpu.weights.weight(id)[t.offset..t.offset + t.len()]),
+            _ => Weights::F32(self.f32(t)),
+        }
+    }
+
+    /// A small weight (a norm, a bias) as f32.
+    pub fn vector(&self, t: &Tensor) -> Vec<f32> {
+        match self.weights(t) {
+            Weights::F32(w) => w.to_vec(),
+            Weights::Bf16(w) => {
+                let mut out = vec![0.0; w.len()];
+                widen(&mut out, w);
+                out
+            }
+        }
+    }
+
+    /// Where a tensor's buffer starts, and its bytes.
+    fn buffer(&self, t: &Tensor) -> Option<(*mut u8, usize)> {
+        match t.place {
+            Place::State(id) => self.cpu.states.get(&id).map(|b| (b.start(), b.len())),
+            Place::Activation(id) => {
+                let offset = (*self.plan?.offsets.get(id as usize)?)?;
+                let len = self.cpu.arena.len().checked_sub(offset)?;
+                // SAFETY: `offset` is inside the arena by the subtraction above.
+                Some((unsafe { self.cpu.arena.start().add(offset) }, len))
+            }
+            Place::Weight(_) | Place::Derived(_) => None,
+        }
+    }
+
+    /// An error unless the tensor's bytes are there.
+    fn check(&self, t: &Tensor) -> Result<()> {
+        if matches!(t.place, Place::Weight(_) | Place::Derived(_)) {
+            return Ok(());
+        }
+        let size = t.dtype.bytes(4);
+        let found = self.buffer(t).map_or(0, |b| b.1);
+        if (t.offset + t.len()) * size <= found {
+            return Ok(());
+        }
+        Err(Error::shape(
+            &*t.name,
+            format!("a buffer of {} bytes", (t.offset + t.len()) * size),
+            format!("{found}"),
+        ))
+    }
+
+    /// Start and number of the `T`s of a tensor.
+    fn range<T>(&self, t: &Tensor) -> (*mut T, usize) {
+        self.check(t).expect("operands are checked before a node runs");
+        let size = t.dtype.bytes(4);
+        debug_assert!(size_of::<T>() == size || matches!(t.dtype, DType::Act));
+        let (start, _) = self.buffer(t).expect("checked above");
+        // SAFETY: inside the buffer by `check`.
+        (unsafe { start.add(t.offset * size) }.cast(), t.len() * size / size_of::<T>())
+    }
+
+    fn slice<T: bytemuck::Pod>(&self, t: &Tensor) -> &'a [T] {
+        let (start, len) = self.range(t);
+        // SAFETY: `range` is inside a buffer that lives for 'a; buffers are 8-byte aligned and offsets whole elements; any bits are
+        // a valid `T: Pod`; no slice for writing shares bytes with it (see the type's documentation).
+        unsafe { std::slice::from_raw_parts(start, len) }
+    }
+
+    #[allow(clippy::mut_from_ref)]
+    fn slice_mut<T: bytemuck::Pod>(&self, t: &Tensor) -> &'a mut [T] {
+        let (start, len) = self.range(t);
+        // SAFETY: as in `slice`; the one slice for writing of these bytes.
+        unsafe { std::slice::from_raw_parts_mut(start, len) }
+    }
+}

@@ -1,0 +1,342 @@
+//! MLLMSeg whole: which parts run once a model, once an image, once a batch of expressions.
+//!
+//! | graph | runs | fills |
+//! | --- | --- | --- |
+//! | [`system`] | once a model | K/V of the system prompt |
+//! | [`image`] | once an image | K/V of the image's tokens, the mask decoder's part that no expression touches |
+//! | [`expressions`] | once a batch of expressions | masks, scores, the token at each slot |
+//! | [`whole`] | once a prompt | the same in one piece, nothing shared or left out: what the published code does, and what a dump shows |
+//!
+//! Shapes are fixed when a graph is built; what changes from request to request is the contents of its input buffers.
+
+use super::llm::{Llm, Read, Rows, llm, next_token};
+use super::mask_decoder::{self, MaskDecoder};
+use super::projector::{Projector, projector};
+use super::vit::{Vit, vit};
+use super::{Binder, Bound};
+use crate::Result;
+use crate::checkpoint::{Checkpoint, config::Config};
+use crate::graph::{DType, Graph, Place, Tensor};
+use crate::ops::{DESCRIPTOR, KvCache, SEGMENT, drop_cls, gather_rows, resize_mask};
+use std::sync::Arc;
+
+/// The exact savings that the model's algebra allows; each can be switched off to show that nothing changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Savings {
+    /// K/V of the system prompt are computed once a model; off: once an image.
+    pub system_once: bool,
+    /// Everything about the image is computed once an image; off: once an expression's sequence.
+    pub image_once: bool,
+    /// The last LLM layer runs only for the rows that are read later.
+    pub last_layer_rows: bool,
+    /// The cross-attention over one text token is one vector an expression.
+    pub fold_cross_attention: bool,
+    /// The sequences of an image stand in one token matrix; off: one after another.
+    pub packed: bool,
+}
+
+impl Savings {
+    /// Names of the savings, as the command line spells them.
+    pub const NAMES: [&str; 5] =
+        ["system-once", "image-once", "last-layer-rows", "fold-cross-attention", "packed"];
+
+    /// All of them.
+    pub const ALL: Self = Self::new(true);
+    /// None of them: what the published code computes.
+    pub const NONE: Self = Self::new(false);
+
+    const fn new(on: bool) -> Self {
+        Self { system_once: on, image_once: on, last_layer_rows: on, fold_cross_attention: on, packed: on }
+    }
+
+    /// Switches the saving called `name` off; `None` for an unknown name.
+    pub fn without(mut self, name: &str) -> Option<Self> {
+        let flags = [
+            &mut self.system_once,
+            &mut self.image_once,
+            &mut self.last_layer_rows,
+            &mut self.fold_cross_attention,
+            &mut self.packed,
+        ];
+        let i = Self::NAMES.iter().position(|n| *n == name)?;
+        *flags.into_iter().nth(i)? = false;
+        Some(self)
+    }
+}
+
+/// The model's weights, bound and checked.
+pub struct Model {
+    /// `config.json`.
+    pub config: Config,
+    vit: Vit,
+    projector: Projector,
+    llm: Llm,
+    decoder: MaskDecoder,
+}
+
+impl Model {
+    /// Binds every tensor that the config implies.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) for one that is missing, misshapen or of another type.
+    pub fn bind(checkpoint: &Arc<Checkpoint>) -> Result<(Self, Bound)> {
+        let config = checkpoint.config.clone();
+        let mut b = Binder::new(checkpoint);
+        let model = Self {
+            vit: Vit::bind(&b, &config.vision_config, config.patches())?,
+            projector: Projector::bind(&b, &config)?,
+            llm: Llm::bind(&mut b, &config.llm_config)?,
+            decoder: MaskDecoder::bind(&mut b, &config)?,
+            config,
+        };
+        Ok((model, b.finish(Arc::clone(checkpoint))))
+    }
+
+    /// Bytes of one K/V cache row over all layers, for activations of `act` bytes.
+    pub fn kv_row_bytes(&self, act: usize) -> usize {
+        let c = &self.config.llm_config;
+        2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim() * act
+    }
+}
+
+/// Makes state buffers, each with a number of its own.
+#[derive(Default)]
+pub struct States {
+    /// All of them, by number.
+    pub tensors: Vec<Tensor>,
+}
+
+impl States {
+    /// A new buffer.
+    pub fn make(&mut self, name: &str, dtype: DType, shape: impl Into<Vec<usize>>) -> Tensor {
+        let t = Tensor::new(name, dtype, shape, Place::State(self.tensors.len() as u32));
+        self.tensors.push(t.clone());
+        t
+    }
+
+    /// A K/V cache of `cap` rows.
+    pub fn kv_cache(&mut self, config: &Config, cap: usize) -> KvCache {
+        let c = &config.llm_config;
+        let kv = KvCache::new(
+            self.tensors.len() as u32,
+            c.num_hidden_layers,
+            c.num_key_value_heads,
+            cap,
+            c.head_dim(),
+        );
+        self.tensors.extend([kv.k.clone(), kv.v.clone()]);
+        kv
+    }
+
+    fn rows(&mut self, t: usize, segments: usize) -> Rows {
+        Rows::new(t, segments, &mut |name, dtype, shape| self.make(name, dtype, shape))
+    }
+}
+
+/// The system prompt's graph: its `len` rows.
+pub fn system(m: &Model, states: &mut States, kv: &KvCache, len: usize) -> Result<(Graph, Rows)> {
+    let mut g = Graph::new();
+    let rows = states.rows(len, 1);
+    llm(&mut g, &m.llm, &m.config.llm_config, &rows, None, kv, Read::Nothing)?;
+    Ok((g, rows))
+}
+
+/// Input and result buffers of [`image`].
+pub struct Image {
+    /// `(B, 3, S, S)` f32.
+    pub pixel_values: Tensor,
+    /// The images' tokens: `<img>`, its context tokens, `</img>`, and the system prompt before them when that is not shared.
+    pub rows: Rows,
+    /// `(B*P/4)`: rows whose hidden states predict the image tokens.
+    pub read: Tensor,
+    /// `(B, P, D)`: result.
+    pub sa: Tensor,
+}
+
+/// The graph of `b` images, `per_image` rows each.
+pub fn image(
+    m: &Model,
+    states: &mut States,
+    kv: &KvCache,
+    b: usize,
+    per_image: usize,
+    savings: Savings,
+) -> Result<(Graph, Image)> {
+    let mut g = Graph::new();
+    let (side, size, tokens) = (m.config.patches(), m.config.force_image_size, m.config.image_tokens());
+    let io = Image {
+        pixel_values: states.make("pixel_values", DType::F32, [b, 3, size, size]),
+        rows: states.rows(b * per_image, b),
+        read: states.make("read", DType::I32, [b * tokens]),
+        sa: states.make("sa", DType::Act, [b, side * side, m.decoder.width()]),
+    };
+    let (f_vit, images) = see(&mut g, m, &io.pixel_values)?;
+    let read = Read::Some { rows: &io.read, early: savings.last_layer_rows };
+    let f_llm = llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, Some(&images), kv, read)?;
+    let f_llm = f_llm.expect("rows were asked for");
+    mask_decoder::image(
+        &mut g,
+        &m.decoder,
+        &io.sa.reshape([b * side * side, m.decoder.width()]),
+        &f_vit,
+        &f_llm,
+        side,
+    )?;
+    Ok((g, io))
+}
+
+/// Input and result buffers of [`expressions`].
+pub struct Expressions {
+    /// The sequences' tokens after `</img>`.
+    pub rows: Rows,
+    /// What each slot asks for and answers.
+    pub slots: Slots,
+}
+
+/// Input and result buffers of `Q` slots.
+pub struct Slots {
+    /// `(Q)`: rows whose hidden states predict `[SEG]`.
+    pub read: Tensor,
+    /// `(Q)`: the slot's image among those of the batch.
+    pub image_of: Tensor,
+    /// `(Q, DESCRIPTOR)`: where each mask goes and its source's size.
+    pub masks: Tensor,
+    /// `(Q)` i32, result: the most likely token at the slot.
+    pub token: Tensor,
+    /// `(Q, S, S)` f32, result: probabilities at the model's input size.
+    pub probability: Tensor,
+    /// u8 0/1, result: the masks at their sources' sizes.
+    pub mask: Tensor,
+    /// `(Q)` f32, result: mean probability inside the mask.
+    pub score: Tensor,
+}
+
+impl Slots {
+    fn new(m: &Model, states: &mut States, q: usize, mask_pixels: usize) -> Self {
+        let size = m.config.force_image_size;
+        Self {
+            read: states.make("slot_rows", DType::I32, [q]),
+            image_of: states.make("image_of", DType::I32, [q]),
+            masks: states.make("masks", DType::I32, [q, DESCRIPTOR]),
+            token: states.make("token", DType::I32, [q]),
+            probability: states.make("probability", DType::F32, [q, size, size]),
+            mask: states.make("mask", DType::U8, [mask_pixels]),
+            score: states.make("score", DType::F32, [q]),
+        }
+    }
+
+    fn push(&self, g: &mut Graph, m: &Model, h: &Tensor, sa: &Tensor, fold: bool) -> Result<()> {
+        next_token(g, &m.llm, &self.token, h)?;
+        mask_decoder::expressions(
+            g,
+            &m.decoder,
+            &self.probability,
+            sa,
+            &self.image_of,
+            h,
+            m.config.patches(),
+            fold,
+        )?;
+        g.scope("out");
+        g.push("resize_mask", resize_mask(&self.mask, &self.score, &self.probability, &self.masks)?); // (h, w) each
+        Ok(())
+    }
+}
+
+/// The graph of `q` slots in `segments` sequences of `t` rows together, about the images of `sa`; room for `mask_pixels` pixels of masks.
+#[allow(clippy::too_many_arguments)]
+pub fn expressions(
+    m: &Model,
+    states: &mut States,
+    kv: &KvCache,
+    sa: &Tensor,
+    [t, segments, q]: [usize; 3],
+    mask_pixels: usize,
+    savings: Savings,
+) -> Result<(Graph, Expressions)> {
+    let mut g = Graph::new();
+    let io = Expressions { rows: states.rows(t, segments), slots: Slots::new(m, states, q, mask_pixels) };
+    let read = Read::Some { rows: &io.slots.read, early: savings.last_layer_rows };
+    let h =
+        llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, None, kv, read)?.expect("rows were asked for");
+    io.slots.push(&mut g, m, &h, sa, savings.fold_cross_attention)?;
+    Ok((g, io))
+}
+
+/// Input and result buffers of [`whole`].
+pub struct Whole {
+    /// `(1, 3, S, S)` f32.
+    pub pixel_values: Tensor,
+    /// The whole prompt.
+    pub rows: Rows,
+    /// `(P/4)`: rows whose hidden states predict the image tokens.
+    pub read: Tensor,
+    /// What each slot asks for and answers.
+    pub slots: Slots,
+}
+
+/// One prompt of `t` tokens about one image, `q` slots, every row of every layer computed.
+pub fn whole(
+    m: &Model,
+    states: &mut States,
+    t: usize,
+    q: usize,
+    mask_pixels: usize,
+    fold: bool,
+) -> Result<(Graph, Whole)> {
+    let mut g = Graph::new();
+    let (side, size, d) = (m.config.patches(), m.config.force_image_size, m.decoder.width());
+    let kv = states.kv_cache(&m.config, t);
+    let io = Whole {
+        pixel_values: states.make("pixel_values", DType::F32, [1, 3, size, size]),
+        rows: states.rows(t, 1),
+        read: states.make("read", DType::I32, [m.config.image_tokens()]),
+        slots: Slots::new(m, states, q, mask_pixels),
+    };
+    let (f_vit, images) = see(&mut g, m, &io.pixel_values)?;
+    let h = llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, Some(&images), &kv, Read::All)?
+        .expect("all rows");
+    let (f_llm, t_q) = (g.act("f_llm", [io.read.len(), h.shape[1]]), g.act("t_q", [q, h.shape[1]]));
+    g.scope("dec");
+    g.push("f_llm", gather_rows(&f_llm, &h, &io.read)?);
+    g.push("t_q", gather_rows(&t_q, &h, &io.slots.read)?);
+    let sa = g.act("sa", [1, side * side, d]);
+    mask_decoder::image(&mut g, &m.decoder, &sa.reshape([side * side, d]), &f_vit, &f_llm, side)?;
+    io.slots.push(&mut g, m, &t_q, &sa, fold)?;
+    Ok((g, io))
+}
+
+/// Vision tower and projector: `F_vit` `(B*P, C)` and the image tokens `(B*P/4, H)`.
+fn see(g: &mut Graph, m: &Model, pixel_values: &Tensor) -> Result<(Tensor, Tensor)> {
+    let x = vit(g, &m.vit, &m.config.vision_config, pixel_values)?;
+    let [b, t, c] = x.dims("see x")?;
+    let f_vit = g.act("f_vit", [b * (t - 1), c]);
+    g.scope("vit");
+    g.push("f_vit", drop_cls(&f_vit.all(), &x)?);
+    let images = projector(g, &m.projector, &f_vit, m.config.patches())?;
+    Ok((f_vit, images))
+}
+
+/// One sequence in a packed matrix: its rows and the K/V ranges that it sees.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment {
+    /// First row and number of rows in the matrix.
+    pub rows: (usize, usize),
+    /// Earlier K/V ranges, each seen in full: first row, length.
+    pub seen: [(usize, usize); 2],
+    /// First K/V row of its own.
+    pub kv: usize,
+}
+
+impl Segment {
+    /// As the kernels read it.
+    pub fn fields(&self) -> [i32; SEGMENT] {
+        let [(a, an), (b, bn)] = self.seen;
+        [self.rows.0, self.rows.1, a, an, b, bn, self.kv].map(|v| v as i32)
+    }
+
+    /// Position of its first row: as many tokens stand before it as it sees.
+    pub fn position(&self) -> usize {
+        self.seen.iter().map(|r| r.1).sum()
+    }
+}

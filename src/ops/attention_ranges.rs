@@ -1,0 +1,83 @@
+//! Causal attention of packed sequences over ranges of the K/V cache; see `reference/attention_ranges.rs`.
+
+use super::{Op, expect_equal, expect_multiple};
+use crate::Result;
+use crate::device::cpu::Memory;
+use crate::graph::{DType, Place, Tensor};
+use crate::reference;
+
+/// i32 fields of a segment: first row and number of its queries; first row and length of two earlier K/V ranges,
+/// each seen in full; first K/V row of its own range, which is causal and as long as its queries.
+pub const SEGMENT: usize = 7;
+
+/// Keys and values of every layer, by K/V row.
+#[derive(Clone, Debug)]
+pub struct KvCache {
+    /// `(L, NKV, CAP, HD)`
+    pub k: Tensor,
+    /// `(L, NKV, CAP, HD)`
+    pub v: Tensor,
+}
+
+impl KvCache {
+    /// For `cap` rows, in the state buffers `state` and `state + 1`.
+    pub fn new(state: u32, layers: usize, heads: usize, cap: usize, head_dim: usize) -> Self {
+        let t =
+            |name: &str, i| Tensor::new(name, DType::Act, [layers, heads, cap, head_dim], Place::State(i));
+        Self { k: t("kv.k", state), v: t("kv.v", state + 1) }
+    }
+}
+
+struct AttentionRanges {
+    y: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Tensor,
+    flops: u64,
+}
+
+/// Query `t` of a segment attends to the segment's earlier ranges in full and to its own range up to itself.
+///
+/// `y`, `q` `(T, NH, HD)`; layer `l` of `kv` `(NKV, CAP, HD)`, each K/V head read by `NH/NKV` query heads;
+/// `segments` `(S, SEGMENT)` i32. `context` is the mean number of keys a query sees, for the cost.
+pub fn attention_ranges(
+    y: &Tensor,
+    q: &Tensor,
+    kv: &KvCache,
+    l: usize,
+    segments: &Tensor,
+    context: usize,
+) -> Result<impl Op + use<>> {
+    let [t, nh, hd] = q.dims("attention_ranges q")?;
+    y.expect_len("attention_ranges y", t * nh * hd)?;
+    let (k, v) = (kv.k.index(l), kv.v.index(l));
+    let [nkv, _, khd] = k.dims("attention_ranges k")?;
+    expect_equal("attention_ranges head size", khd, hd)?;
+    expect_multiple("attention_ranges query heads", nh, nkv)?;
+    let [_, fields] = segments.dims("attention_ranges segments")?;
+    expect_equal("attention_ranges segment fields", fields, SEGMENT)?;
+    let flops = 4 * (t * nh * hd * context) as u64;
+    Ok(AttentionRanges { y: y.clone(), q: q.clone(), k, v, segments: segments.clone(), flops })
+}
+
+impl Op for AttentionRanges {
+    fn kind(&self) -> &'static str {
+        "attention_ranges"
+    }
+    fn reads(&self) -> Vec<&Tensor> {
+        vec![&self.q, &self.k, &self.v, &self.segments]
+    }
+    fn writes(&self) -> Vec<&Tensor> {
+        vec![&self.y]
+    }
+    fn flops(&self) -> u64 {
+        self.flops
+    }
+    fn run(&self, m: &Memory) {
+        let (heads, [kv_heads, cap, head_dim]) = (self.q.shape[1], [0, 1, 2].map(|i| self.k.shape[i]));
+        let d = reference::Heads { heads, kv_heads, cap, head_dim };
+        let (k, v) = (m.f32(&self.k), m.f32(&self.v));
+        reference::attention_ranges(m.f32_mut(&self.y), m.f32(&self.q), k, v, m.i32(&self.segments), d);
+    }
+}

@@ -1,0 +1,46 @@
+//! Rows copied into a window of columns, the class token left out or not; see `reference/copy.rs`.
+
+use super::{Op, expect_equal};
+use crate::Result;
+use crate::device::cpu::Memory;
+use crate::graph::{Tensor, Window};
+use crate::reference;
+
+struct Copy {
+    y: Window,
+    x: Tensor,
+    /// Leading rows of each of the items that are left out, and the items' rows.
+    skip: usize,
+    rows: usize,
+}
+
+/// `y[n] = x[n]`; `x` `(.., C)`, `y` a window of `C` columns.
+pub fn copy(y: &Window, x: &Tensor) -> Result<impl Op + use<>> {
+    let (n, c) = x.matrix();
+    expect_equal("copy rows", y.of.matrix().0, n)?;
+    expect_equal("copy columns", y.width, c)?;
+    Ok(Copy { y: y.clone(), x: x.clone(), skip: 0, rows: n })
+}
+
+/// `y[b*N + n] = x[b,1+n]`; `x` `(B, 1+N, C)`, `y` a window of `C` columns and `B*N` rows.
+pub fn drop_cls(y: &Window, x: &Tensor) -> Result<impl Op + use<>> {
+    let [b, t, c] = x.dims("drop_cls x")?;
+    expect_equal("drop_cls rows", y.of.matrix().0, b * (t - 1))?;
+    expect_equal("drop_cls columns", y.width, c)?;
+    Ok(Copy { y: y.clone(), x: x.clone(), skip: 1, rows: t })
+}
+
+impl Op for Copy {
+    fn kind(&self) -> &'static str {
+        "copy"
+    }
+    fn reads(&self) -> Vec<&Tensor> {
+        vec![&self.x]
+    }
+    fn writes(&self) -> Vec<&Tensor> {
+        vec![&self.y.of]
+    }
+    fn run(&self, m: &Memory) {
+        reference::copy(m.window_mut(&self.y), m.f32(&self.x), self.skip, self.rows);
+    }
+}

@@ -1,0 +1,97 @@
+//! LayerNorm over the last dimension, alone or of a sum; see `reference/layernorm.rs`.
+
+use super::{Op, expect_equal};
+use crate::Result;
+use crate::device::cpu::Memory;
+use crate::graph::{Tensor, Window};
+use crate::reference::{self, Summand};
+
+struct LayerNorm {
+    y: Window,
+    x: Tensor,
+    add: Add,
+    w: Tensor,
+    b: Tensor,
+    eps: f32,
+}
+
+enum Add {
+    Nothing,
+    Rows(Tensor),
+    Broadcast { r: Tensor, image_of: Tensor },
+}
+
+fn checked(y: Window, x: &Tensor, add: Add, w: &Tensor, b: &Tensor, eps: f32) -> Result<LayerNorm> {
+    let c = x.matrix().1;
+    expect_equal("layernorm y width", y.width, c)?;
+    w.expect("layernorm w", &[c])?;
+    b.expect("layernorm b", &[c])?;
+    Ok(LayerNorm { y, x: x.clone(), add, w: w.clone(), b: b.clone(), eps })
+}
+
+/// `y[n,c] = (x[n,c] - mean) * rsqrt(var + eps) * w[c] + b[c]`; `x` `(.., C)`, `y` a window of `C` columns, `w`, `b` `(C)`.
+pub fn layernorm(y: &Window, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Result<impl Op + use<>> {
+    expect_equal("layernorm rows", y.of.matrix().0, x.matrix().0)?;
+    checked(y.clone(), x, Add::Nothing, w, b, eps)
+}
+
+/// `y = layernorm(x + r)`: the post-norm of a residual block; `x`, `r`, `y` `(.., C)`.
+pub fn add_layernorm(
+    y: &Tensor,
+    x: &Tensor,
+    r: &Tensor,
+    w: &Tensor,
+    b: &Tensor,
+    eps: f32,
+) -> Result<impl Op + use<>> {
+    expect_equal("add_layernorm rows", y.matrix().0, x.matrix().0)?;
+    r.expect_len("add_layernorm r", x.len())?;
+    checked(y.all(), x, Add::Rows(r.clone()), w, b, eps)
+}
+
+/// `y[q,p] = layernorm(x[image_of[q],p] + r[q])`: one vector an expression, added to every row of its image.
+///
+/// `y` `(Q, P, C)`, `x` `(B, P, C)`, `r` `(Q, C)`, `image_of` `(Q)` i32 below `B`.
+pub fn broadcast_add_layernorm(
+    y: &Tensor,
+    x: &Tensor,
+    image_of: &Tensor,
+    r: &Tensor,
+    w: &Tensor,
+    b: &Tensor,
+    eps: f32,
+) -> Result<impl Op + use<>> {
+    let [_, p, c] = x.dims("broadcast_add_layernorm x")?;
+    let [q, _] = r.dims("broadcast_add_layernorm r")?;
+    r.expect("broadcast_add_layernorm r", &[q, c])?;
+    y.expect("broadcast_add_layernorm y", &[q, p, c])?;
+    image_of.expect("broadcast_add_layernorm image_of", &[q])?;
+    checked(y.all(), x, Add::Broadcast { r: r.clone(), image_of: image_of.clone() }, w, b, eps)
+}
+
+impl Op for LayerNorm {
+    fn kind(&self) -> &'static str {
+        "layernorm"
+    }
+    fn reads(&self) -> Vec<&Tensor> {
+        let mut all = vec![&self.x, &self.w, &self.b];
+        match &self.add {
+            Add::Nothing => {}
+            Add::Rows(r) => all.push(r),
+            Add::Broadcast { r, image_of } => all.extend([r, image_of]),
+        }
+        all
+    }
+    fn writes(&self) -> Vec<&Tensor> {
+        vec![&self.y.of]
+    }
+    fn run(&self, m: &Memory) {
+        let add = match &self.add {
+            Add::Nothing => Summand::Nothing,
+            Add::Rows(r) => Summand::Rows(m.f32(r)),
+            Add::Broadcast { r, image_of } => Summand::Broadcast { r: m.f32(r), image_of: m.i32(image_of) },
+        };
+        let (w, b) = (m.vector(&self.w), m.vector(&self.b));
+        reference::layernorm(m.window_mut(&self.y), m.f32(&self.x), add, &w, &b, self.eps);
+    }
+}

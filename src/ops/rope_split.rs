@@ -1,0 +1,79 @@
+//! q, k, v out of the fused projection, rotated, K and V into the cache; see `reference/rope_split.rs`.
+
+use super::{KvCache, Op, expect_equal};
+use crate::Result;
+use crate::device::cpu::Memory;
+use crate::graph::Tensor;
+use crate::reference;
+
+struct RopeSplit {
+    q: Option<Tensor>,
+    k: Tensor,
+    v: Tensor,
+    qkv: Tensor,
+    positions: Tensor,
+    kv_rows: Tensor,
+    inv_freq: Tensor,
+    heads: usize,
+}
+
+/// Splits `qkv` `(T, (NH + 2*NKV)*HD)`, rows grouped by K/V head as NH/NKV query heads, then k, then v; rotates q and k
+/// by `positions` `(T)` ("rotate half", frequencies `inv_freq` `(HD/2)` f32); writes `q` `(T, NH, HD)` and rows `kv_rows` `(T)` of layer `l`
+/// of `kv`. Without `q` only K and V are written.
+#[allow(clippy::too_many_arguments)]
+pub fn rope_split(
+    q: Option<&Tensor>,
+    kv: &KvCache,
+    l: usize,
+    qkv: &Tensor,
+    positions: &Tensor,
+    kv_rows: &Tensor,
+    inv_freq: &Tensor,
+    heads: usize,
+) -> Result<impl Op + use<>> {
+    let (k, v) = (kv.k.index(l), kv.v.index(l));
+    let [nkv, _, hd] = k.dims("rope_split k")?;
+    let [t, width] = qkv.dims("rope_split qkv")?;
+    expect_equal("rope_split qkv columns", width, (heads + 2 * nkv) * hd)?;
+    if let Some(q) = q {
+        q.expect("rope_split q", &[t, heads, hd])?;
+    }
+    positions.expect("rope_split positions", &[t])?;
+    kv_rows.expect("rope_split kv_rows", &[t])?;
+    inv_freq.expect("rope_split inv_freq", &[hd / 2])?;
+    Ok(RopeSplit {
+        q: q.cloned(),
+        k,
+        v,
+        qkv: qkv.clone(),
+        positions: positions.clone(),
+        kv_rows: kv_rows.clone(),
+        inv_freq: inv_freq.clone(),
+        heads,
+    })
+}
+
+impl Op for RopeSplit {
+    fn kind(&self) -> &'static str {
+        "rope_split"
+    }
+    fn reads(&self) -> Vec<&Tensor> {
+        vec![&self.qkv, &self.positions, &self.kv_rows, &self.inv_freq]
+    }
+    fn writes(&self) -> Vec<&Tensor> {
+        self.q.iter().chain([&self.k, &self.v]).collect()
+    }
+    fn cost(&self) -> crate::graph::Cost {
+        // of the cache only the rows written count
+        let (t, width) = self.qkv.matrix();
+        crate::graph::Cost { flops: 0, bytes: (2 * 2 * t * width) as u64 }
+    }
+    fn run(&self, m: &Memory) {
+        let [kv_heads, cap, head_dim] = [0, 1, 2].map(|i| self.k.shape[i]);
+        let d = reference::Heads { heads: self.heads, kv_heads, cap, head_dim };
+        let q = self.q.as_ref().map(|q| m.f32_mut(q));
+        let (k, v) = (m.f32_mut(&self.k), m.f32_mut(&self.v));
+        let at = reference::Rows { positions: m.i32(&self.positions), kv_rows: m.i32(&self.kv_rows) };
+        reference::rope_split(q, k, v, m.f32(&self.qkv), at, m.f32(&self.inv_freq), d);
+    }
+}

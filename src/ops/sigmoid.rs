@@ -1,0 +1,33 @@
+//! Logistic function; see `reference/sigmoid.rs`.
+
+use super::Op;
+use crate::Result;
+use crate::device::cpu::Memory;
+use crate::graph::Tensor;
+use crate::reference;
+
+struct Sigmoid {
+    y: Tensor,
+    x: Tensor,
+}
+
+/// `y = 1 / (1 + exp(-x))`, elementwise.
+pub fn sigmoid(y: &Tensor, x: &Tensor) -> Result<impl Op + use<>> {
+    y.expect("sigmoid y", &x.shape)?;
+    Ok(Sigmoid { y: y.clone(), x: x.clone() })
+}
+
+impl Op for Sigmoid {
+    fn kind(&self) -> &'static str {
+        "sigmoid"
+    }
+    fn reads(&self) -> Vec<&Tensor> {
+        vec![&self.x]
+    }
+    fn writes(&self) -> Vec<&Tensor> {
+        vec![&self.y]
+    }
+    fn run(&self, m: &Memory) {
+        reference::sigmoid(m.f32_mut(&self.y), m.f32(&self.x));
+    }
+}

@@ -1,0 +1,46 @@
+//! Class token before the patches, position embedding added; see `reference/vit_tokens.rs`.
+
+use super::Op;
+use crate::Result;
+use crate::device::cpu::Memory;
+use crate::graph::Tensor;
+use crate::reference;
+
+struct VitTokens {
+    y: Tensor,
+    patches: Tensor,
+    class: Tensor,
+    position: Tensor,
+}
+
+/// `y[b,0] = class + position[0]`, `y[b,1+n] = patches[b,n] + position[1+n]`.
+///
+/// `y` `(B, 1+N, C)`, `patches` `(B*N, C)`, `class` `(1, 1, C)`, `position` `(1, 1+N, C)`.
+pub fn vit_tokens(
+    y: &Tensor,
+    patches: &Tensor,
+    class: &Tensor,
+    position: &Tensor,
+) -> Result<impl Op + use<>> {
+    let [b, t, c] = y.dims("vit_tokens y")?;
+    patches.expect("vit_tokens patches", &[b * (t - 1), c])?;
+    class.expect("vit_tokens class", &[1, 1, c])?;
+    position.expect("vit_tokens position", &[1, t, c])?;
+    Ok(VitTokens { y: y.clone(), patches: patches.clone(), class: class.clone(), position: position.clone() })
+}
+
+impl Op for VitTokens {
+    fn kind(&self) -> &'static str {
+        "vit_tokens"
+    }
+    fn reads(&self) -> Vec<&Tensor> {
+        vec![&self.patches, &self.class, &self.position]
+    }
+    fn writes(&self) -> Vec<&Tensor> {
+        vec![&self.y]
+    }
+    fn run(&self, m: &Memory) {
+        let (class, position) = (m.vector(&self.class), m.vector(&self.position));
+        reference::vit_tokens(m.f32_mut(&self.y), m.f32(&self.patches), &class, &position);
+    }
+}

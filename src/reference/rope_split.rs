@@ -1,0 +1,56 @@
+//! The fused projection split into q, k, v; q and k rotated; k and v written to their cache rows.
+//! Source: `InternLM2Attention.forward` and `apply_rotary_pos_emb`.
+
+use super::Heads;
+
+/// Where each row stands.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    /// Position in its sequence, `(T)`.
+    pub positions: &'a [i32],
+    /// Row of the K/V cache, `(T)`.
+    pub kv_rows: &'a [i32],
+}
+
+/// `theta^(-2i/HD)` in f32, as the published code computes it.
+pub fn inv_freq(theta: f64, head_dim: usize) -> Vec<f32> {
+    (0..head_dim / 2).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / head_dim as f32)).collect()
+}
+
+/// `qkv` `(T, NKV, NH/NKV + 2, HD)`, `q` `(T, NH, HD)`, `k`, `v` `(NKV, CAP, HD)`. Pairs are `(i, i + HD/2)`.
+pub fn rope_split(
+    mut q: Option<&mut [f32]>,
+    k: &mut [f32],
+    v: &mut [f32],
+    qkv: &[f32],
+    at: Rows,
+    inv_freq: &[f32],
+    d: Heads,
+) {
+    let (hd, group) = (d.head_dim, d.heads / d.kv_heads);
+    let (mut cos, mut sin) = (vec![0.0; hd / 2], vec![0.0; hd / 2]);
+    let width = d.kv_heads * (group + 2) * hd;
+    for (t, row) in qkv.chunks_exact(width).enumerate() {
+        for (i, f) in inv_freq.iter().enumerate() {
+            (sin[i], cos[i]) = (at.positions[t] as f32 * f).sin_cos();
+        }
+        let rotate = |y: &mut [f32], x: &[f32]| {
+            let (y1, y2) = y.split_at_mut(hd / 2);
+            let (x1, x2) = x.split_at(hd / 2);
+            for i in 0..hd / 2 {
+                y1[i] = x1[i] * cos[i] - x2[i] * sin[i];
+                y2[i] = x2[i] * cos[i] + x1[i] * sin[i];
+            }
+        };
+        for (g, heads) in row.chunks_exact((group + 2) * hd).enumerate() {
+            if let Some(q) = &mut q {
+                for j in 0..group {
+                    rotate(&mut q[(t * d.heads + g * group + j) * hd..][..hd], &heads[j * hd..][..hd]);
+                }
+            }
+            let to = (g * d.cap + at.kv_rows[t] as usize) * hd;
+            rotate(&mut k[to..to + hd], &heads[group * hd..][..hd]);
+            v[to..to + hd].copy_from_slice(&heads[(group + 1) * hd..]);
+        }
+    }
+}
