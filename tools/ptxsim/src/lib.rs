@@ -42,6 +42,7 @@ mod launch;
 mod memory;
 mod module;
 mod report;
+pub mod tensor;
 
 pub use counters::{
     Class, Counters, GlobalCounters, LineCounters, OpCounters, SharedCounters, TensorCounters,

@@ -1,0 +1,354 @@
+//! `mma.sync.aligned`: one warp multiplies small matrices, `D = A*B + C`, on the tensor cores.
+//!
+//! | multiplicands | shapes | accumulators |
+//! | --- | --- | --- |
+//! | f16 | m16n8k8, m16n8k16 | f16, f32 |
+//! | bf16 | m16n8k8, m16n8k16 | f32 |
+//! | tf32 | m16n8k4, m16n8k8 | f32 |
+//! | e4m3, e5m2 (also mixed) | m16n8k16, m16n8k32 | f16, f32 |
+//! | s8, u8 (also mixed) | m8n8k16, m16n8k16, m16n8k32 | s32 |
+//! | s4, u4 (also mixed) | m8n8k32, m16n8k32, m16n8k64 | s32 |
+//! | b1 (`.xor.popc`, `.and.popc`) | m8n8k128, m16n8k128, m16n8k256 | s32 |
+//! | f64 | m8n8k4, m16n8k4, m16n8k8, m16n8k16 | f64 |
+//!
+//! The 32-bit fragments follow the one rule in `tile.rs`. f64 follows it too, with `E = 1` and each
+//! register a pair of 32-bit ones, low word first. (PTX ISA 9.0, "Warp-level matrix instructions: mma".)
+//!
+//! f16 accumulators are widened, summed in f32 and rounded once, to nearest even. Integer sums are exact and wrap at
+//! 32 bits, or clamp with `.satfinite`. A NaN result is `0x7fffffff` (f16: `0x7fff`).
+
+use super::Reg;
+use super::tile::{Acc, Elem, Kernel, Kind, Simd, a_tile, b_tile, dispatch, kind};
+use std::mem::MaybeUninit;
+
+/// The type of C and D.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Accum {
+    /// Packed in pairs, two columns a register.
+    F16,
+    /// One a register.
+    F32,
+    /// One a register.
+    S32,
+    /// One a pair of registers.
+    F64,
+}
+
+/// What is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Multiplicands {
+    /// Elements of A and of B, several to a register.
+    Packed(Elem, Elem),
+    /// Single bits; `a ^ b` or `a & b` stands for the product, and populations are summed.
+    Bits {
+        /// `.xor.popc` rather than `.and.popc`.
+        xor: bool,
+    },
+    /// Doubles.
+    F64,
+}
+
+/// A decoded `mma.sync`; N is always 8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Mma {
+    /// Rows of A and D: 8 or 16.
+    pub m: usize,
+    /// Columns of A, rows of B.
+    pub k: usize,
+    /// Types of A and B.
+    pub mul: Multiplicands,
+    /// Type of C and D.
+    pub acc: Accum,
+    /// `.satfinite` (integers).
+    pub satfinite: bool,
+    /// 32-bit registers along k: those of B, and of A for each 8 rows.
+    depth: usize,
+}
+
+/// How many 32-bit registers an instruction's operands take; an f64 takes two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Regs {
+    /// The result.
+    pub d: usize,
+    /// The left matrix.
+    pub a: usize,
+    /// The right matrix.
+    pub b: usize,
+    /// The addend.
+    pub c: usize,
+}
+
+impl Mma {
+    /// Reads the modifiers of an `mma` opcode: `mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32`.
+    ///
+    /// # Errors
+    /// A sentence that names the form if PTX has none such, or if it is not implemented (m8n8k4 with f16,
+    /// `.sp`, block scaling).
+    pub fn parse(opcode: &str) -> Result<Self, String> {
+        let unknown = || format!("`{opcode}` is not an mma form this simulator implements");
+        let mut words: Vec<&str> = opcode.split('.').collect();
+        let mut bit_op = None;
+        if let [rest @ .., op, "popc"] = &words[..] {
+            bit_op = Some(*op);
+            words = rest.to_vec();
+        }
+        let satfinite = words.get(6) == Some(&"satfinite");
+        if satfinite {
+            words.remove(6);
+        }
+        let ["mma", "sync", "aligned", shape, "row", "col", d, a, b, c] = words[..] else {
+            return Err(unknown());
+        };
+        let (m, k) = shape
+            .strip_prefix('m')
+            .and_then(|s| s.split_once("n8k"))
+            .and_then(|(m, k)| Some((m.parse().ok()?, k.parse().ok()?)))
+            .ok_or_else(unknown)?;
+        let mul = match (a, b, bit_op) {
+            ("b1", "b1", Some("xor")) => Multiplicands::Bits { xor: true },
+            ("b1", "b1", Some("and")) => Multiplicands::Bits { xor: false },
+            ("f64", "f64", None) => Multiplicands::F64,
+            (a, b, None) => Elem::parse(a)
+                .zip(Elem::parse(b))
+                .map(|(a, b)| Multiplicands::Packed(a, b))
+                .ok_or_else(unknown)?,
+            _ => return Err(unknown()),
+        };
+        let acc = match d {
+            "f16" => Accum::F16,
+            "f32" => Accum::F32,
+            "s32" => Accum::S32,
+            "f64" => Accum::F64,
+            _ => return Err(unknown()),
+        };
+        let depth = match mul {
+            Multiplicands::Packed(a, _) => k / (4 * a.per_reg()),
+            Multiplicands::Bits { .. } => k / 128,
+            Multiplicands::F64 => k / 2, // two words each
+        };
+        let mma = Self { m, k, mul, acc, satfinite, depth };
+        if c == d && mma.exists() { Ok(mma) } else { Err(unknown()) }
+    }
+
+    fn exists(&self) -> bool {
+        use Elem::*;
+        let wide = self.m == 16;
+        let narrow = self.m == 8;
+        let shape = match self.mul {
+            Multiplicands::Packed(F16, F16) => wide && matches!(self.k, 8 | 16),
+            Multiplicands::Packed(Bf16, Bf16) => wide && matches!(self.k, 8 | 16),
+            Multiplicands::Packed(Tf32, Tf32) => wide && matches!(self.k, 4 | 8),
+            Multiplicands::Packed(E4m3 | E5m2, E4m3 | E5m2) => wide && matches!(self.k, 16 | 32),
+            Multiplicands::Packed(S8 | U8, S8 | U8) => {
+                wide && matches!(self.k, 16 | 32) || narrow && self.k == 16
+            }
+            Multiplicands::Packed(S4 | U4, S4 | U4) => {
+                wide && matches!(self.k, 32 | 64) || narrow && self.k == 32
+            }
+            Multiplicands::Packed(..) => false,
+            Multiplicands::Bits { .. } => wide && matches!(self.k, 128 | 256) || narrow && self.k == 128,
+            Multiplicands::F64 => wide && matches!(self.k, 4 | 8 | 16) || narrow && self.k == 4,
+        };
+        let acc = match self.mul {
+            Multiplicands::Packed(F16 | E4m3 | E5m2, _) => matches!(self.acc, Accum::F16 | Accum::F32),
+            Multiplicands::Packed(Bf16 | Tf32, _) => self.acc == Accum::F32,
+            Multiplicands::Packed(..) | Multiplicands::Bits { .. } => self.acc == Accum::S32,
+            Multiplicands::F64 => self.acc == Accum::F64,
+        };
+        let integer = matches!(self.mul, Multiplicands::Packed(a, _) if a.is_int());
+        shape && acc && (integer || !self.satfinite)
+    }
+
+    /// Registers of the operands.
+    pub fn regs(&self) -> Regs {
+        let halves = self.m / 8;
+        let acc = halves
+            * match self.acc {
+                Accum::F16 => 1,
+                Accum::F32 | Accum::S32 => 2,
+                Accum::F64 => 4,
+            };
+        Regs { d: acc, a: halves * self.depth, b: self.depth, c: acc }
+    }
+
+    /// Operations that the instruction stands for: a multiply and an add count two.
+    pub fn flops(&self) -> u64 {
+        2 * (self.m * 8 * self.k) as u64
+    }
+
+    /// `d = a*b + c`.
+    ///
+    /// # Panics
+    /// If the operands are not as many registers as [`Mma::regs`] says.
+    pub fn run(&self, d: &mut [Reg], a: &[&Reg], b: &[&Reg], c: &[&Reg]) {
+        let regs = self.regs();
+        assert_eq!((d.len(), a.len(), b.len(), c.len()), (regs.d, regs.a, regs.b, regs.c), "{self:?}");
+        match self.mul {
+            Multiplicands::Packed(..) => dispatch(Packed { mma: self, d, a, b, c }),
+            Multiplicands::Bits { xor } => self.run_bits(xor, d, a, b, c),
+            Multiplicands::F64 => self.run_f64(d, a, b, c),
+        }
+    }
+
+    fn run_bits(&self, xor: bool, d: &mut [Reg], a: &[&Reg], b: &[&Reg], c: &[&Reg]) {
+        let halves = self.m / 8;
+        for (at, d) in d.iter_mut().enumerate() {
+            for l in 0..32 {
+                let (row, column) = (l / 4, 2 * (l % 4) + at % 2);
+                let mut sum = c[at][l];
+                for r in 0..b.len() {
+                    for j in 0..4 {
+                        let (a, b) = (a[halves * r + at / 2][4 * row + j], b[r][4 * column + j]);
+                        sum = sum.wrapping_add(if xor { a ^ b } else { a & b }.count_ones());
+                    }
+                }
+                d[l] = sum;
+            }
+        }
+    }
+
+    fn run_f64(&self, d: &mut [Reg], a: &[&Reg], b: &[&Reg], c: &[&Reg]) {
+        let get = |regs: &[&Reg], at: usize, l: usize| {
+            f64::from_bits(u64::from(regs[2 * at][l]) | u64::from(regs[2 * at + 1][l]) << 32)
+        };
+        let halves = self.m / 8;
+        for at in 0..2 * halves {
+            for l in 0..32 {
+                let (row, column) = (l / 4, 2 * (l % 4) + at % 2);
+                let mut sum = get(c, at, l);
+                for k in 0..self.k {
+                    let (r, j) = (k / 4, k % 4);
+                    sum = get(a, halves * r + at / 2, 4 * row + j).mul_add(get(b, r, 4 * column + j), sum);
+                }
+                let bits = if sum.is_nan() { 0x7fff_ffff_ffff_ffff } else { sum.to_bits() };
+                (d[2 * at][l], d[2 * at + 1][l]) = (bits as u32, (bits >> 32) as u32);
+            }
+        }
+    }
+}
+
+/// [`Mma::run`] of the types that share registers.
+struct Packed<'a> {
+    mma: &'a Mma,
+    d: &'a mut [Reg],
+    a: &'a [&'a Reg],
+    b: &'a [&'a Reg],
+    c: &'a [&'a Reg],
+}
+
+impl Kernel for Packed<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Multiplicands::Packed(a, b) = self.mma.mul else { return };
+        match (a, b) {
+            (Elem::F16, _) => self.run_halves::<S, kind::F16, kind::F16>(),
+            (Elem::Bf16, _) => self.run_halves::<S, kind::Bf16, kind::Bf16>(),
+            (Elem::Tf32, _) if self.mma.k == 4 => self.run_sized::<S, kind::Tf32, kind::Tf32, 1, 1>(),
+            (Elem::Tf32, _) => self.run_sized::<S, kind::Tf32, kind::Tf32, 1, 2>(),
+            (Elem::E4m3, Elem::E4m3) => self.run_bytes::<S, kind::E4m3, kind::E4m3>(),
+            (Elem::E4m3, _) => self.run_bytes::<S, kind::E4m3, kind::E5m2>(),
+            (Elem::E5m2, Elem::E4m3) => self.run_bytes::<S, kind::E5m2, kind::E4m3>(),
+            (Elem::E5m2, _) => self.run_bytes::<S, kind::E5m2, kind::E5m2>(),
+            (Elem::S8, Elem::S8) => self.run_bytes::<S, kind::S8, kind::S8>(),
+            (Elem::S8, _) => self.run_bytes::<S, kind::S8, kind::U8>(),
+            (Elem::U8, Elem::S8) => self.run_bytes::<S, kind::U8, kind::S8>(),
+            (Elem::U8, _) => self.run_bytes::<S, kind::U8, kind::U8>(),
+            (Elem::S4, Elem::S4) => self.run_nibbles::<S, kind::S4, kind::S4>(),
+            (Elem::S4, _) => self.run_nibbles::<S, kind::S4, kind::U4>(),
+            (Elem::U4, Elem::S4) => self.run_nibbles::<S, kind::U4, kind::S4>(),
+            (Elem::U4, _) => self.run_nibbles::<S, kind::U4, kind::U4>(),
+        }
+    }
+}
+
+impl Packed<'_> {
+    #[inline(always)]
+    fn run_halves<S: Simd, A: Kind, B: Kind>(self) {
+        match self.mma.k {
+            8 => self.run_sized::<S, A, B, 2, 1>(),
+            _ => self.run_sized::<S, A, B, 2, 2>(),
+        }
+    }
+
+    #[inline(always)]
+    fn run_bytes<S: Simd, A: Kind, B: Kind>(self) {
+        match self.mma.k {
+            16 => self.run_sized::<S, A, B, 4, 1>(),
+            _ => self.run_sized::<S, A, B, 4, 2>(),
+        }
+    }
+
+    #[inline(always)]
+    fn run_nibbles<S: Simd, A: Kind, B: Kind>(self) {
+        match self.mma.k {
+            32 => self.run_sized::<S, A, B, 8, 1>(),
+            _ => self.run_sized::<S, A, B, 8, 2>(),
+        }
+    }
+
+    #[inline(always)]
+    fn run_sized<S: Simd, A: Kind, B: Kind, const E: usize, const H: usize>(self) {
+        const NONE: &Reg = &[0; 32]; // rows 8..16 of the shapes that have 8
+        let wide = self.mma.m == 16;
+        let a = std::array::from_fn(|r| match wide {
+            true => [self.a[2 * r], self.a[2 * r + 1]],
+            false => [self.a[r], NONE],
+        });
+        let (mut a_out, mut b_out) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+        let a = a_tile::<S, A, E, H>(&mut a_out, a);
+        let b = b_tile::<S, B, E, H>(&mut b_out, std::array::from_fn(|r| self.b[r]));
+        let mut acc = load_acc::<S>(self.mma.acc, self.c);
+        S::tile(&mut acc, a, b);
+        store_acc::<S>(self.mma.acc, self.mma.satfinite, self.d, &acc, self.c);
+    }
+}
+
+/// The f32 accumulators of a tile, started from C.
+///
+/// Integer sums start from 0: within one instruction they stay below 2^24, where f32 is exact.
+#[inline(always)]
+pub(super) fn load_acc<S: Simd>(kind: Accum, c: &[&Reg]) -> Acc {
+    let mut acc: Acc = [[0.0; 32]; 4];
+    match kind {
+        Accum::F32 => {
+            for (acc, c) in acc.iter_mut().zip(c) {
+                for l in 0..32 {
+                    acc[l] = f32::from_bits(c[l]);
+                }
+            }
+        }
+        Accum::F16 => {
+            for (acc, c) in acc.chunks_exact_mut(2).zip(c) {
+                // SAFETY: the outputs are of this function.
+                unsafe {
+                    S::decode(&mut acc[0], Elem::F16, 0, c);
+                    S::decode(&mut acc[1], Elem::F16, 1, c);
+                }
+            }
+        }
+        Accum::S32 | Accum::F64 => {}
+    }
+    acc
+}
+
+/// D of a tile's sums, to which an integer C is yet to be added.
+#[inline(always)]
+pub(super) fn store_acc<S: Simd>(kind: Accum, satfinite: bool, d: &mut [Reg], acc: &Acc, c: &[&Reg]) {
+    match kind {
+        Accum::F32 | Accum::F64 => {
+            for (d, acc) in d.iter_mut().zip(acc) {
+                S::f32_bits(d, acc);
+            }
+        }
+        Accum::F16 => {
+            for (d, acc) in d.iter_mut().zip(acc.chunks_exact(2)) {
+                S::f16x2_bits(d, &acc[0], &acc[1]);
+            }
+        }
+        Accum::S32 => {
+            for ((d, acc), c) in d.iter_mut().zip(acc).zip(c) {
+                S::s32_bits(d, acc, c, satfinite);
+            }
+        }
+    }
+}
