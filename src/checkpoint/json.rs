@@ -6,7 +6,7 @@ use serde_path_to_error::Segment;
 use std::path::Path;
 
 /// A value that does not have the type that is asked for.
-pub(super) struct Mismatch {
+pub(crate) struct Mismatch {
     /// Keys from the outermost in; indices as `[0]`. Empty when the text is no JSON at all.
     pub field: Vec<String>,
     pub expected: String,
@@ -25,7 +25,7 @@ impl Mismatch {
 }
 
 /// Parses `text` as a `T`.
-pub(super) fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, Mismatch> {
+pub(crate) fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, Mismatch> {
     let mut json = serde_json::Deserializer::from_slice(text);
     let mut track = serde_path_to_error::Track::new();
     let value = T::deserialize(serde_path_to_error::Deserializer::new(&mut json, &mut track));
@@ -68,7 +68,7 @@ fn mismatch(e: &serde_json::Error, path: &serde_path_to_error::Path) -> Mismatch
 }
 
 /// A stranger's text, short and printable.
-pub(super) fn clip(text: &str) -> String {
+pub(crate) fn clip(text: &str) -> String {
     let mut out: String = text.chars().take(120).flat_map(printable).collect();
     if text.chars().nth(120).is_some() {
         out.push_str("...");
@@ -81,7 +81,7 @@ fn printable(c: char) -> Vec<char> {
 }
 
 /// The whole of a regular file of at most `limit` bytes.
-pub(super) fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
+pub(crate) fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let meta = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
     if !meta.is_file() {
         return Err(Error::file(path, "a file", "something else"));
@@ -93,7 +93,13 @@ pub(super) fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
 }
 
 /// An object as its pairs, in order, with every repetition of a key (a map would keep the last one).
-pub(super) struct Pairs<V>(pub Vec<(String, V)>);
+pub(crate) struct Pairs<V>(pub Vec<(String, V)>);
+
+impl<V> Default for Pairs<V> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
 
 impl<V> Pairs<V> {
     /// The first key that is there twice.

@@ -7,7 +7,7 @@
 mod cache;
 pub mod config;
 pub mod header;
-mod json;
+pub(crate) mod json;
 pub mod names;
 
 use crate::graph::{DType, Place, Tensor};
@@ -89,6 +89,11 @@ impl NonFinite {
     }
 }
 
+/// The folder of `model`: a folder, or `ORG/NAME` in the Hugging Face cache; see [`Checkpoint::open`].
+pub fn locate(model: &str) -> Result<PathBuf> {
+    cache::locate(model, |name| std::env::var_os(name))
+}
+
 impl Checkpoint {
     /// Opens a folder, or `ORG/NAME` in the Hugging Face cache (`$HF_HUB_CACHE`, `$HF_HOME/hub`,
     /// `~/.cache/huggingface/hub`; nothing is downloaded).
@@ -96,7 +101,7 @@ impl Checkpoint {
     /// Checks the config, the files' structure, and that norms, biases and other 1-D tensors are finite. Whether
     /// each tensor is there in the implied shape is checked when it is bound ([`Checkpoint::tensor`]).
     pub fn open(model: &str) -> Result<Self> {
-        Self::open_dir(&cache::locate(model, |name| std::env::var_os(name))?)
+        Self::open_dir(&locate(model)?)
     }
 
     /// [`Checkpoint::open`] of a folder.

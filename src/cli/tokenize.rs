@@ -1,12 +1,114 @@
 //! `mllmseg tokenize`.
 
-use mllmseg::Result;
+use mllmseg::text::{TokenId, Tokenizer};
+use mllmseg::{Error, Result};
+use serde_json::{Map, Value};
+use std::io::{BufRead, Read, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// (being written)
-#[derive(clap::Args)]
-pub struct Args {}
+/// Longest line that is read.
+const MAX_LINE_BYTES: u64 = 64 << 20;
 
-pub fn run(_args: Args) -> Result<ExitCode> {
-    Ok(ExitCode::SUCCESS)
+/// Turn text into token ids, or ids into text
+///
+/// Reads JSON lines on stdin and writes each object back with what was asked for added to it:
+///
+///   {"text": "left cat"}        -> `ids` of the text alone
+///   {"prompt": "<s><|im_start|>system..."} -> `ids` of a whole prompt: <s> is put in front if it is not there
+///   {"ids": [2512, 8383]}       -> `text`, with --decode
+///
+/// The text of a special token becomes that token here, as in the published tokenizer (`segment` treats what a user
+/// writes as text). A bad line is reported on stderr with its number; the others go on.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Checkpoint: a folder, or ORG/NAME in the Hugging Face cache
+    #[arg(long, value_name = "DIR|HF_REPO")]
+    model: String,
+    /// Turn `ids` into `text`
+    #[arg(long)]
+    decode: bool,
+    /// Leave special tokens out of the text
+    #[arg(long, requires = "decode")]
+    skip_special: bool,
+    /// Read special-token text as plain text, as `segment` does
+    #[arg(long, conflicts_with = "decode")]
+    plain: bool,
+}
+
+pub fn run(args: Args) -> Result<ExitCode> {
+    let tokenizer = Tokenizer::open(&mllmseg::checkpoint::locate(&args.model)?)?;
+    let (stdin, stdout) = (PathBuf::from("<stdin>"), PathBuf::from("<stdout>"));
+    let (mut input, mut output) = (std::io::stdin().lock(), std::io::stdout().lock());
+    let mut failed = false;
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        let read = input.by_ref().take(MAX_LINE_BYTES + 1).read_until(b'\n', &mut line);
+        if read.map_err(Error::io(&stdin, "read"))? == 0 {
+            break;
+        }
+        let result = if line.len() as u64 > MAX_LINE_BYTES && line.last() != Some(&b'\n') {
+            input.skip_until(b'\n').map_err(Error::io(&stdin, "read"))?;
+            Err(bad(format!("at most {MAX_LINE_BYTES} bytes"), "more"))
+        } else if line.trim_ascii().is_empty() {
+            continue;
+        } else {
+            answer(&tokenizer, &args, &line)
+        };
+        match result {
+            Ok(object) => writeln!(output, "{}", Value::Object(object))
+                .map_err(Error::io(Path::new(&stdout), "write"))?,
+            Err(e) => {
+                eprintln!("mllmseg: <stdin> line {number}: {e}");
+                failed = true;
+            }
+        }
+    }
+    output.flush().map_err(Error::io(&stdout, "write"))?;
+    Ok(ExitCode::from(u8::from(failed)))
+}
+
+/// The line's object with `ids` or `text` added.
+fn answer(tokenizer: &Tokenizer, args: &Args, line: &[u8]) -> Result<Map<String, Value>> {
+    let mut object: Map<String, Value> =
+        serde_json::from_slice(line).map_err(|e| bad("a JSON object", e.to_string()))?;
+    if args.decode {
+        let ids = object.get("ids").ok_or_else(|| bad("a field `ids`", "none"))?;
+        let ids: Vec<TokenId> = serde_json::from_value(ids.clone())
+            .map_err(|e| bad("`ids`: a list of token ids", e.to_string()))?;
+        if let Some(id) = ids.iter().find(|id| **id as usize >= tokenizer.vocab_size()) {
+            return Err(bad(format!("`ids` below {}", tokenizer.vocab_size()), id.to_string()));
+        }
+        object.insert("text".into(), tokenizer.decode(&ids, args.skip_special).into());
+        return Ok(object);
+    }
+    let field = match (object.get("text"), object.get("prompt")) {
+        (Some(text), None) => text,
+        (None, Some(prompt)) => prompt,
+        (None, None) => return Err(bad("a field `text` or `prompt`", "neither")),
+        (Some(_), Some(_)) => return Err(bad("a field `text` or `prompt`", "both")),
+    };
+    let text = field.as_str().ok_or_else(|| bad("a string in `text` or `prompt`", kind(field)))?;
+    let mut ids = if args.plain { tokenizer.encode_plain(text)? } else { tokenizer.encode_parsed(text)? };
+    if object.contains_key("prompt") && ids.first() != Some(&tokenizer.special().bos) {
+        ids.insert(0, tokenizer.special().bos);
+    }
+    object.insert("ids".into(), ids.into());
+    Ok(object)
+}
+
+fn bad(expected: impl Into<String>, found: impl Into<String>) -> Error {
+    Error::Text { what: "request".into(), expected: expected.into(), found: found.into() }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a truth value",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
 }

@@ -1,18 +1,18 @@
 //! `added_tokens.json`, `tokenizer_config.json`, `special_tokens_map.json`: tokens that stand beside the pieces.
 
 use super::tokenizer::TokenId;
+use crate::checkpoint::json::{self, Pairs, clip};
 use crate::{Error, Result};
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
-use std::fmt;
-use std::fs::File;
-use std::io::Read;
-use std::marker::PhantomData;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 /// Largest of these JSON files that is read; the published ones have a few KB.
 const MAX_JSON_BYTES: u64 = 4 << 20;
+/// Most added tokens; the published tokenizers have about twenty.
+const MAX_ADDED: usize = 4096;
 
 /// A token that is cut out of text before anything else.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -25,8 +25,16 @@ pub struct Added {
     pub rstrip: bool,
     #[serde(default)]
     pub single_word: bool,
+    /// Left out when a text for people is asked for.
     #[serde(default)]
     pub special: bool,
+}
+
+impl Added {
+    /// A token of which only the text is known: special, strips nothing.
+    pub fn special(content: String) -> Self {
+        Self { content, lstrip: false, rstrip: false, single_word: false, special: true }
+    }
 }
 
 /// What the JSON files beside `tokenizer.model` say.
@@ -40,61 +48,53 @@ pub struct AddedTokens {
 }
 
 impl AddedTokens {
-    /// Reads those of the three files that `dir` has. A token without flags is special and strips nothing.
+    /// Reads those of the three files that `dir` has.
     ///
     /// # Errors
-    /// [`Error::File`] for what is not JSON of the published form or names a token twice, [`Error::Field`] for ids that
-    /// are none, are taken, or differ between the files.
+    /// [`Error::File`] for what is no JSON, [`Error::Field`] for fields of other types than published, keys that come
+    /// twice, ids that are none or are given twice, and for files that contradict each other.
     pub fn open(dir: &Path) -> Result<Self> {
         let mut out = Self::default();
-        let (config_path, map_path) =
-            (dir.join("tokenizer_config.json"), dir.join("special_tokens_map.json"));
-        let config: Config = json(&config_path)?.unwrap_or_default();
-        let map: Config = json(&map_path)?.unwrap_or_default();
-        for (id, added) in config.added_tokens_decoder.0 {
-            let field = format!("added_tokens_decoder.{id}");
-            let Ok(id) = id.parse() else {
-                return Err(field_error(&config_path, field, "a token id", id));
-            };
-            out.insert(id, added, &config_path, field)?;
+        let path = dir.join("tokenizer_config.json");
+        let config: Config = open(&path)?;
+        for (id, added) in once(config.added_tokens_decoder, &path)? {
+            let field = format!("added_tokens_decoder.{}", clip(&id));
+            let Ok(id) = id.parse() else { return Err(field_error(&path, field, "a token id", clip(&id))) };
+            out.insert(id, added, &path, field)?;
         }
         let path = dir.join("added_tokens.json");
-        for (content, id) in json::<Pairs<u64>>(&path)?.unwrap_or_default().0 {
-            let Ok(id) = TokenId::try_from(id) else {
-                return Err(field_error(&path, content, "a token id", id));
-            };
-            let added = Added {
-                content: content.clone(),
-                lstrip: false,
-                rstrip: false,
-                single_word: false,
-                special: true,
-            };
-            out.insert(id, added, &path, content)?;
+        for (content, id) in once(open(&path)?, &path)? {
+            let field = clip(&content);
+            out.insert(id, Added::special(content), &path, field)?;
         }
+        let map: Config = open(&dir.join("special_tokens_map.json"))?;
         out.bos = config.bos_token.or(map.bos_token).map(Name::text);
         out.eos = config.eos_token.or(map.eos_token).map(Name::text);
         Ok(out)
     }
 
-    /// Adds a token unless the same one is there; the first file's flags stay.
+    /// Adds a token unless the same one is there, whose flags then stay.
     fn insert(&mut self, id: TokenId, added: Added, path: &Path, field: String) -> Result<()> {
+        let text = clip(&added.content);
         if added.content.is_empty() {
             return Err(field_error(path, field, "a token's text", "an empty one"));
         }
         if let Some((there, _)) = self.by_id.get(&id) {
-            if there.content != added.content {
-                return Err(field_error(
+            return match there.content == added.content {
+                true => Ok(()),
+                false => Err(field_error(
                     path,
                     field,
-                    format!("id {id} to be `{}`", there.content),
-                    format!("`{}`", added.content),
-                ));
-            }
-            return Ok(());
+                    format!("id {id} to be `{}`", clip(&there.content)),
+                    format!("`{text}`"),
+                )),
+            };
         }
         if let Some((other, _)) = self.by_id.iter().find(|(_, (t, _))| t.content == added.content) {
-            return Err(field_error(path, field, format!("`{}` to be {other}", added.content), id));
+            return Err(field_error(path, field, format!("`{text}` to be {other}"), id));
+        }
+        if self.by_id.len() == MAX_ADDED {
+            return Err(field_error(path, field, format!("at most {MAX_ADDED} added tokens"), "more"));
         }
         self.by_id.insert(id, (added, path.into()));
         Ok(())
@@ -106,7 +106,7 @@ pub fn field_error(
     path: &Path,
     field: impl Into<String>,
     expected: impl Into<String>,
-    found: impl fmt::Display,
+    found: impl Display,
 ) -> Error {
     Error::Field {
         path: path.into(),
@@ -144,57 +144,18 @@ impl Name {
     }
 }
 
-/// A JSON object in its order, an error if a key comes twice.
-struct Pairs<T>(Vec<(String, T)>);
-
-impl<T> Default for Pairs<T> {
-    fn default() -> Self {
-        Self(Vec::new())
+/// A JSON file's value; the default if there is no such file.
+fn open<T: DeserializeOwned + Default>(path: &Path) -> Result<T> {
+    match json::read(path, MAX_JSON_BYTES) {
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(T::default()),
+        bytes => json::parse(&bytes?).map_err(|e| e.at(path)),
     }
 }
 
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Pairs<T> {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct Object<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
-            type Value = Pairs<T>;
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Pairs<T>, A::Error> {
-                let mut seen = std::collections::HashSet::new();
-                let mut pairs = Vec::new();
-                while let Some((key, value)) = map.next_entry::<String, T>()? {
-                    if !seen.insert(key.clone()) {
-                        return Err(serde::de::Error::custom(format_args!("`{key}` twice")));
-                    }
-                    pairs.push((key, value));
-                }
-                Ok(Pairs(pairs))
-            }
-        }
-        deserializer.deserialize_map(Object(PhantomData))
+/// The object's pairs, if no key comes twice.
+fn once<T>(pairs: Pairs<T>, path: &Path) -> Result<Vec<(String, T)>> {
+    match pairs.repeated() {
+        Some(key) => Err(field_error(path, key, "one value", "the key twice")),
+        None => Ok(pairs.0),
     }
-}
-
-/// A JSON file's value; `None` if there is no such file.
-fn json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    let bytes = match read(path, MAX_JSON_BYTES) {
-        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        other => other?,
-    };
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|e| Error::file(path, "JSON as the published tokenizers have it", e.to_string()))
-}
-
-/// A file's bytes, at most `limit`.
-pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(Error::io(path, "open"))?;
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
-    if bytes.len() as u64 > limit {
-        return Err(Error::file(path, format!("at most {limit} bytes"), "more"));
-    }
-    Ok(bytes)
 }

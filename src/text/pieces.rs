@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// Largest `tokenizer.model` that is read. InternLM2's has 1.5 MB.
-pub const MAX_MODEL_BYTES: u64 = 32 << 20;
+const MAX_MODEL_BYTES: u64 = 32 << 20;
 /// Longest piece. InternLM2's longest has 128 characters; splitting one costs the square of its length.
 const MAX_PIECE_CHARS: usize = 256;
 
@@ -56,7 +56,7 @@ impl Pieces {
     /// [`Error::Io`]; [`Error::File`] for a file that is too large, no sentencepiece model, or of another kind
     /// (unigram, normalising, prefixing), and for pieces that are empty, repeated, too long or of impossible types.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::parse(path, &super::added::read(path, MAX_MODEL_BYTES)?)
+        Self::parse(path, &crate::checkpoint::json::read(path, MAX_MODEL_BYTES)?)
     }
 
     /// [`Pieces::open`] on the file's bytes; `path` is for messages.
@@ -114,9 +114,13 @@ impl Pieces {
                 return bad("finite scores", format!("{score} for piece {id} `{}`", text.escape_debug()));
             }
             let kind = match p.r#type() {
-                // No text yields an unused piece, so nothing is lost by letting it merge like a normal one's absence:
-                // it has no merges, as only normal pieces do.
-                Type::Unused | Type::Control => Kind::Control,
+                Type::Unused => {
+                    return bad(
+                        "pieces that are all used",
+                        format!("piece {id} `{}` marked unused", text.escape_debug()),
+                    );
+                }
+                Type::Control => Kind::Control,
                 Type::Normal => Kind::Normal,
                 Type::UserDefined => Kind::UserDefined,
                 Type::Unknown => Kind::Unknown,

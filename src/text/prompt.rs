@@ -122,8 +122,8 @@ impl<'a> Prompts<'a> {
         let exprs = exprs.iter().map(|e| self.expression(e)).collect::<Result<Vec<_>>>()?;
         let question =
             format!("\n What are {}in this image? Please output segmentation masks.", exprs.join(", "));
-        let mut answers: Vec<String> = exprs.iter().map(|e| format!(", {e}:")).collect();
-        answers[0].replace_range(..2, "Sure,");
+        let answer = |(i, e): (usize, &String)| format!("{}{e}:", if i == 0 { "Sure," } else { ", " });
+        let answers: Vec<String> = exprs.iter().enumerate().map(answer).collect();
         self.sequence(&question, &answers, ".")
     }
 

@@ -1,7 +1,8 @@
 //! Text to token ids and back.
 
-use super::added::{self, AddedTokens};
+use super::added::{Added, AddedTokens, field_error};
 use super::pieces::{Kind, Pieces};
+use crate::checkpoint::json::{self, clip};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 use tokenizers::models::bpe::{BPE, Vocab};
@@ -92,7 +93,7 @@ impl Tokenizer {
 
     /// The `tokenizers` file, but with whole texts: no truncation, no padding.
     fn from_json(path: PathBuf, added: AddedTokens) -> Result<Self> {
-        let bytes = added::read(&path, MAX_TOKENIZER_JSON_BYTES)?;
+        let bytes = json::read(&path, MAX_TOKENIZER_JSON_BYTES)?;
         let mut parsed = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|e| Error::file(&path, "a tokenizers file", e.to_string()))?;
         parsed.with_padding(None);
@@ -128,9 +129,9 @@ impl Tokenizer {
             .collect();
 
         for (id, (token, file)) in added.by_id {
-            let field = token.content.clone();
+            let field = clip(&token.content);
             if token.content.chars().count() < 2 {
-                return Err(added::field_error(
+                return Err(field_error(
                     &file,
                     field,
                     "two characters at least (one could come from a user's text)",
@@ -139,7 +140,7 @@ impl Tokenizer {
             }
             if let Some(&there) = pieces.ids.get(&token.content) {
                 if there != id {
-                    return Err(added::field_error(
+                    return Err(field_error(
                         &file,
                         field,
                         format!("id {there}, the piece's in {}", path.display()),
@@ -148,7 +149,7 @@ impl Tokenizer {
                 }
                 let kind = pieces.rows[id as usize].kind;
                 if matches!(kind, Kind::Normal | Kind::Byte(_)) {
-                    return Err(added::field_error(
+                    return Err(field_error(
                         &file,
                         field,
                         "no ordinary piece",
@@ -161,11 +162,11 @@ impl Tokenizer {
                         "a free id or a user-defined piece's ({} has {count} pieces)",
                         path.display()
                     );
-                    return Err(added::field_error(
+                    return Err(field_error(
                         &file,
                         field,
                         expected,
-                        format!("{id}, which is `{}`", piece.text.escape_debug()),
+                        format!("{id}, which is `{}`", clip(&piece.text)),
                     ));
                 }
                 pieces.ids.remove(&piece.text);
@@ -175,7 +176,7 @@ impl Tokenizer {
                 pieces.ids.insert(token.content.clone(), id);
                 surfaces.push(Surface::Special(String::new()));
             } else {
-                return Err(added::field_error(
+                return Err(field_error(
                     &file,
                     field,
                     format!("id {} (no gap after the pieces)", surfaces.len()),
@@ -237,6 +238,20 @@ impl Tokenizer {
             aliases,
             surfaces: Some(surfaces),
         })
+    }
+
+    /// A tokenizer of a `tokenizer.model`'s bytes, with the tokens that prompts need added behind its pieces.
+    pub(super) fn from_model(model: &[u8]) -> Result<Self> {
+        let path = Path::new("tokenizer.model");
+        let pieces = Pieces::parse(path, model)?;
+        let mut added = AddedTokens::default();
+        for name in ["<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "[SEG]", "[REJ]"] {
+            let id = (pieces.rows.len() + added.by_id.len()) as TokenId;
+            added.by_id.insert(id, (Added::special(name.into()), path.into()));
+        }
+        let tokenizer = Self::from_pieces(pieces, added)?;
+        tokenizer.check_plain()?;
+        Ok(tokenizer)
     }
 
     /// A special token's own text, as a user may write it, must not yield a special token.
