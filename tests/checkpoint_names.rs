@@ -2,7 +2,7 @@
 
 use mllmseg::checkpoint::config::Config;
 use mllmseg::checkpoint::names;
-use std::path::Path;
+use mllmseg::checkpoint::synth::Spec;
 
 /// `{"name": [shape], ...}` in the file's order.
 fn state_dict(file: &str) -> Vec<(String, Vec<usize>)> {
@@ -15,19 +15,15 @@ fn state_dict(file: &str) -> Vec<(String, Vec<usize>)> {
     text.lines().filter_map(entry).collect()
 }
 
-fn preset(text: &str) -> Config {
-    let mut json: serde_json::Value = serde_json::from_str(text).unwrap();
-    if json.get("config").is_some() {
-        json = json["config"].take();
-    }
-    Config::parse(Path::new("config.json"), json.to_string().as_bytes()).unwrap()
+fn preset(name: &str) -> Config {
+    Spec::read(name).unwrap().config
 }
 
 #[test]
 fn tiny_and_8b_are_the_published_state_dicts() {
-    let tiny = preset(include_str!("../src/checkpoint/presets/tiny.json"));
+    let tiny = preset("tiny");
     assert_eq!(names::expected(&tiny, Some(1024)), state_dict("tiny-state-dict.json"));
-    let full = preset(include_str!("../src/checkpoint/presets/8b.json"));
+    let full = preset("8b");
     let names = names::expected(&full, Some(1024));
     assert_eq!(names.len(), 631);
     assert_eq!(names, state_dict("state-dict-8b.json"));
@@ -37,7 +33,7 @@ fn tiny_and_8b_are_the_published_state_dicts() {
 
 #[test]
 fn without_a_decoder_the_rest_is_the_same() {
-    let tiny = preset(include_str!("../src/checkpoint/presets/tiny.json"));
+    let tiny = preset("tiny");
     let mut all = names::expected(&tiny, Some(1024));
     all.retain(|(name, _)| !name.starts_with("res_decoder."));
     assert_eq!(names::expected(&tiny, None), all);

@@ -9,6 +9,7 @@ pub mod config;
 pub mod header;
 pub(crate) mod json;
 pub mod names;
+pub mod synth;
 
 use crate::graph::{DType, Place, Tensor};
 use crate::{Error, Result};
