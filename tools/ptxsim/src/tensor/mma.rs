@@ -18,6 +18,7 @@
 //! 32 bits, or clamp with `.satfinite`. A NaN result is `0x7fffffff` (f16: `0x7fff`).
 
 use super::Reg;
+use super::formats::{f16_to_f32, f32_to_f16};
 use super::tile::{Acc, Elem, Kernel, Kind, Simd, a_tile, b_tile, dispatch, kind};
 use std::mem::MaybeUninit;
 
@@ -121,13 +122,18 @@ impl Mma {
             "f64" => Accum::F64,
             _ => return Err(unknown()),
         };
+        let mma = Self::of_tile(m, k, mul, acc, satfinite);
+        if c == d && mma.exists() { Ok(mma) } else { Err(unknown()) }
+    }
+
+    /// One tile of 8 columns, whether or not `mma.sync` has that shape: 8 or 16 rows, one or two registers along k.
+    pub(super) fn of_tile(m: usize, k: usize, mul: Multiplicands, acc: Accum, satfinite: bool) -> Self {
         let depth = match mul {
             Multiplicands::Packed(a, _) => k / (4 * a.per_reg()),
             Multiplicands::Bits { .. } => k / 128,
             Multiplicands::F64 => k / 2, // two words each
         };
-        let mma = Self { m, k, mul, acc, satfinite, depth };
-        if c == d && mma.exists() { Ok(mma) } else { Err(unknown()) }
+        Self { m, k, mul, acc, satfinite, depth }
     }
 
     fn exists(&self) -> bool {
@@ -301,6 +307,17 @@ impl Packed<'_> {
         S::tile(&mut acc, a, b);
         store_acc::<S>(self.mma.acc, self.mma.satfinite, self.d, &acc, self.c);
     }
+}
+
+/// The two f32 registers of a packed f16 one: low halves, high halves.
+pub(super) fn widen_f16x2(c: &Reg) -> [Reg; 2] {
+    [c.map(|c| f16_to_f32(c as u16).to_bits()), c.map(|c| f16_to_f32((c >> 16) as u16).to_bits())]
+}
+
+/// The packed f16 register of two f32 ones, rounded to nearest even.
+pub(super) fn narrow_f16x2(low: &Reg, high: &Reg) -> Reg {
+    let half = |bits: u32| u32::from(f32_to_f16(f32::from_bits(bits)));
+    std::array::from_fn(|l| half(low[l]) | half(high[l]) << 16)
 }
 
 /// The f32 accumulators of a tile, started from C.

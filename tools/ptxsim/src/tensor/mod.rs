@@ -10,6 +10,8 @@ pub mod formats;
 pub mod ldmatrix;
 pub mod mma;
 mod tile;
+pub mod wgmma;
+pub mod wmma;
 
 pub use tile::Elem;
 
