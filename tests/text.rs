@@ -134,3 +134,179 @@ fn opening_and_a_megabyte_are_fast() {
     eprintln!("opening: {open:.2?}");
     assert!(open.as_secs() < 4, "{open:?}");
 }
+
+/// `(written, what Python's strip().lower().strip(".") makes of it)`; Python 3.11.
+#[test]
+fn expressions_are_normalised_as_python_does() {
+    let cases = [
+        (" Left CAT. ", "left cat"),
+        ("..A..", "a"),
+        ("...", ""),
+        ("a. .", "a. "),
+        (" . A . ", " a "),
+        ("\u{1C}A\u{1F}", "a"),
+        ("A\u{85}", "a"),
+        ("\u{200B}A\u{200B}", "\u{200B}a\u{200B}"),
+        ("\u{FEFF}A", "\u{FEFF}a"),
+        ("ΑΣ", "ας"),
+        ("ΑΣ.", "ας"),
+        ("ΟΔΟΣ ΣΑΣ", "οδος σας"),
+        ("Σ", "σ"),
+        ("ΣΣ", "σς"),
+        ("aΣ\u{301}", "aς\u{301}"),
+        ("aΣ\u{301}b", "aσ\u{301}b"),
+        ("Α\u{AD}Σ", "α\u{AD}ς"),
+        ("AΣ'b", "aσ'b"),
+        ("1Σ", "1σ"),
+        ("İstanbul", "i\u{307}stanbul"),
+        ("ẞ", "ß"),
+        ("ǅ", "ǆ"),
+        ("\u{212A}", "k"),
+    ];
+    for (text, want) in cases {
+        assert_eq!(normalize_expression(text), want, "{text:?}");
+    }
+}
+
+/// What sentencepiece gives for pieces of bytes: U+FFFD for each that belongs to no character.
+#[test]
+fn bytes_decode_as_in_sentencepiece() {
+    let byte = |b: TokenId| 3 + b;
+    let cases: [(Vec<TokenId>, &str); 8] = [
+        (vec![byte(0xE4), byte(0xB8), byte(0xAD)], "中"),
+        (vec![byte(0xE4), byte(0xB8)], "\u{FFFD}\u{FFFD}"),
+        (vec![byte(0xF0), byte(0x9F), 354], "\u{FFFD}\u{FFFD}\0"),
+        (vec![byte(0xC0), byte(0x80)], "\u{FFFD}\u{FFFD}"),
+        (vec![byte(0xED), byte(0xA0), byte(0x80)], "\u{FFFD}\u{FFFD}\u{FFFD}"),
+        (vec![byte(0xE4), byte(0xB8), 262, byte(0xAD)], "\u{FFFD}\u{FFFD} \u{FFFD}"),
+        (vec![byte(0xE4), 92553, byte(0xB8)], "\u{FFFD}[SEG]\u{FFFD}"),
+        (vec![], ""),
+    ];
+    for (ids, want) in cases {
+        assert_eq!(T.decode(&ids, false), want, "{ids:?}");
+    }
+    assert_eq!(T.decode(&[1, 92553, 2512, 92542], true), T.decode(&[2512], false));
+    assert_eq!(T.decode(&[92555, u32::MAX], true), "\u{FFFD}\u{FFFD}", "ids past the vocabulary");
+    let mut decoder = T.decoder(true);
+    let got: Vec<String> = [0xE4, 0xB8, 0xAD, 0xE4].iter().map(|b| decoder.push(byte(*b))).collect();
+    assert_eq!(got, ["", "", "中", ""]);
+    assert_eq!(decoder.finish(), "\u{FFFD}");
+    assert_eq!(decoder.finish(), "");
+}
+
+/// Plain and parsed agree wherever no special token is written, and both are read back.
+#[test]
+fn plain_text_has_the_published_ids() {
+    for v in lines("vectors.jsonl") {
+        let text = v["text"].as_str().or(v["prompt"].as_str()).unwrap();
+        let want = ids(&v["ids"]);
+        let plain = T.encode_plain(text).unwrap();
+        let special = |id: &TokenId| *id < 3 || *id >= 92538;
+        assert!(!plain.iter().any(special), "{text:?}");
+        assert!(want.iter().any(special) || plain == want, "{text:?}");
+        assert_eq!(T.decode(&plain, false), text.replace('\u{2581}', " "));
+    }
+}
+
+#[test]
+fn chat_turns_are_the_templates() {
+    let p = prompts(UserText::Plain);
+    let text = |history: &[(&str, &str)], question: &str, tiles: &[usize]| {
+        let history: Vec<_> = history.iter().map(|(q, a)| (q.to_string(), a.to_string())).collect();
+        let small = Prompts::new(&T, Some("Be brief."), 2, UserText::Plain).unwrap();
+        T.decode(&small.chat(&history, question, tiles).unwrap(), false)
+    };
+    let head = "<s><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n";
+    let tail = "<|im_end|>\n<|im_start|>assistant\n";
+    let (one, two) = (
+        "<img><IMG_CONTEXT><IMG_CONTEXT></img>",
+        "<img><IMG_CONTEXT><IMG_CONTEXT><IMG_CONTEXT><IMG_CONTEXT></img>",
+    );
+    assert_eq!(text(&[], "Hi", &[]), format!("{head}Hi{tail}"));
+    assert_eq!(text(&[], "What?", &[1]), format!("{head}{one}\nWhat?{tail}"));
+    assert_eq!(text(&[], "See <image>?", &[2]), format!("{head}See {two}?{tail}"));
+    assert_eq!(text(&[], "A <image> B <image>", &[1, 2]), format!("{head}A {one} B {two}{tail}"));
+    assert_eq!(
+        text(&[("What?", "A cat.")], "Sure?", &[1]),
+        format!("{head}{one}\nWhat?{tail}A cat.<|im_end|>\n<|im_start|>user\nSure?{tail}")
+    );
+    // Special text in what the user or the model wrote stays text: the whole differs from the same string parsed.
+    let ids = p.chat(&[("<|im_end|>".into(), "[SEG]".into())], "<IMG_CONTEXT>", &[]).unwrap();
+    assert_eq!(ids.iter().filter(|id| **id == T.special().im_end).count(), 4);
+    assert!(!ids.contains(&T.special().seg.unwrap()) && !ids.contains(&T.special().img_context));
+    // No special text: the same ids as the whole string, tokenized as published.
+    let ids = p.chat(&[("How many?".into(), "Two.".into())], "Where?", &[1]).unwrap();
+    assert_eq!(T.encode_parsed(&T.decode(&ids, false)).unwrap(), ids);
+}
+
+fn tokenize(flags: &[&str], stdin: &str) -> (Vec<Value>, String, Option<i32>) {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+    let mut child = Command::new(env!("CARGO_BIN_EXE_mllmseg"))
+        .args(["tokenize", "--model"])
+        .arg(data("8b"))
+        .args(flags)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut pipe = child.stdin.take().unwrap();
+    let text = stdin.to_string();
+    let writer = std::thread::spawn(move || pipe.write_all(text.as_bytes()));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap().unwrap();
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let lines = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    (lines, String::from_utf8(output.stderr).unwrap(), output.status.code())
+}
+
+#[test]
+fn the_command_answers_every_vector() {
+    let vectors = lines("vectors.jsonl");
+    let questions: String = vectors
+        .iter()
+        .map(|v| {
+            let mut v = v.clone();
+            v.as_object_mut().unwrap().remove("ids");
+            format!("{v}\n")
+        })
+        .collect();
+    let (answers, stderr, code) = tokenize(&[], &questions);
+    assert_eq!((stderr.as_str(), code), ("", Some(0)));
+    assert!(answers == vectors, "the vectors, ids included");
+}
+
+#[test]
+fn the_command_reports_bad_lines_and_goes_on() {
+    let lines = [
+        "{\"text\": \"left cat\", \"id\": 7}",
+        "{",
+        "",
+        "[]",
+        "{}",
+        "{\"text\": 5}",
+        "{\"text\": \"a\", \"prompt\": \"b\"}",
+        "{\"text\": \"\"}",
+    ];
+    let (answers, stderr, code) = tokenize(&[], &lines.join("\n"));
+    assert_eq!(
+        answers,
+        [
+            serde_json::json!({"text": "left cat", "id": 7, "ids": [2512, 8383]}),
+            serde_json::json!({"text": "", "ids": []})
+        ]
+    );
+    assert_eq!(code, Some(1));
+    let numbers: Vec<&str> = stderr.lines().map(|l| l.split(':').nth(1).unwrap().trim()).collect();
+    assert_eq!(numbers, [2, 4, 5, 6, 7].map(|n| format!("<stdin> line {n}")), "{stderr}");
+
+    let (answers, stderr, code) =
+        tokenize(&["--decode"], "{\"ids\": [2512, 8383, 92553]}\n{\"ids\": [92555]}\n{\"ids\": [-1]}\n{}\n");
+    assert_eq!(answers, [serde_json::json!({"ids": [2512, 8383, 92553], "text": "left cat[SEG]"})]);
+    assert_eq!((stderr.lines().count(), code), (3, Some(1)));
+    let (answers, ..) = tokenize(&["--decode", "--skip-special"], "{\"ids\": [2512, 8383, 92553]}");
+    assert_eq!(answers[0]["text"], "left cat");
+    let (answers, ..) = tokenize(&["--plain"], "{\"text\": \"[SEG]\"}");
+    assert_eq!(answers[0]["ids"].as_array().unwrap().len(), 4);
+}

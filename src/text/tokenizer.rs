@@ -254,17 +254,16 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// A special token's own text, as a user may write it, must not yield a special token.
+    /// A special token's own text, as a user may write it, must not yield a token that prompts give a meaning.
     fn check_plain(&self) -> Result<()> {
-        let added = self.parsed.get_added_tokens_decoder();
-        let special = |id: &TokenId| added.get(id).is_some_and(|t| t.special);
-        for token in added.values().filter(|t| t.special) {
-            if let Some(id) = self.encode_plain(&token.content)?.into_iter().find(special) {
-                return Err(Error::file(
-                    &self.path,
-                    format!("`{}` as text to yield ordinary tokens", token.content),
-                    format!("special token {id}"),
-                ));
+        let s = &self.special;
+        let mut meaningful = vec![s.bos, s.eos, s.im_start, s.im_end, s.img, s.img_end, s.img_context];
+        meaningful.extend([s.seg, s.rej].into_iter().flatten());
+        for token in self.parsed.get_added_tokens_decoder().values().filter(|t| t.special) {
+            let ids = self.encode_plain(&token.content)?;
+            if let Some(id) = ids.iter().find(|id| meaningful.contains(id)) {
+                let expected = format!("`{}` as text to yield ordinary tokens", clip(&token.content));
+                return Err(Error::file(&self.path, expected, format!("special token {id}")));
             }
         }
         Ok(())
@@ -299,7 +298,8 @@ impl Tokenizer {
     }
 
     /// Ids of `text` as text: `[SEG]`, `<|im_end|>`, `[UNUSED_TOKEN_145]` are the characters they are written with, and
-    /// no special token can arise. Everything else is as in [`Tokenizer::encode_parsed`].
+    /// no special token can arise (but the unknown one, where a vocabulary has neither a character nor its bytes).
+    /// Everything else is as in [`Tokenizer::encode_parsed`].
     ///
     /// # Errors
     /// As [`Tokenizer::encode_parsed`].
@@ -317,8 +317,8 @@ impl Tokenizer {
     /// The text of `ids`; with `skip_special`, without special tokens.
     ///
     /// Bytes that are no UTF-8 become U+FFFD one by one, as sentencepiece has it; so does an id past the vocabulary. The
-    /// text is exactly what the tokens stand for: the published class also closes up spaces before punctuation
-    /// (`clean_up_tokenization`), which is left out.
+    /// text is exactly what the tokens stand for, as sentencepiece decodes it: the published class then also closes up
+    /// spaces before punctuation and sets others around special tokens, which a stream could not do.
     pub fn decode(&self, ids: &[TokenId], skip_special: bool) -> String {
         let mut decoder = self.decoder(skip_special);
         let mut text: String = ids.iter().map(|&id| decoder.push(id)).collect();
