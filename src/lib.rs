@@ -4,6 +4,7 @@
 
 pub mod checkpoint;
 pub mod device;
+pub mod dump;
 mod error;
 pub mod graph;
 pub mod image;

@@ -1,0 +1,223 @@
+//! Every named value of one run, as the published code would show it: what golden tensors are compared with.
+
+use crate::checkpoint::Checkpoint;
+use crate::device::cpu::{Cpu, Memory};
+use crate::graph::Tap;
+use crate::models::mllmseg::{Model, Segment, States, Whole, whole};
+use crate::models::Bound;
+use crate::ops::DESCRIPTOR;
+use crate::plan::Plan;
+use crate::reference::{Precision, resize};
+use crate::text::SpecialIds;
+use crate::{Error, Result};
+use regex::Regex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// One dumped tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Value {
+    /// Row-major extents.
+    pub shape: Vec<usize>,
+    /// Elements.
+    pub data: Data,
+}
+
+/// Elements of a dumped tensor.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub enum Data {
+    F32(Vec<f32>),
+    I32(Vec<i32>),
+    U8(Vec<u8>),
+}
+
+/// One prompt about one picture.
+pub struct Input {
+    /// `(1, 3, S, S)`, normalised.
+    pub pixel_values: Vec<f32>,
+    /// The whole prompt's tokens.
+    pub input_ids: Vec<u32>,
+    /// What stands for `[REJ]` when the masks are made: `[SEG]`, in a second run (the published inference), or with `false` nothing: only
+    /// the `[SEG]`s get masks (the published training branch).
+    pub reevaluate: bool,
+    /// Height and width to which the mask is resized as well.
+    pub resized: Option<(usize, usize)>,
+}
+
+/// Runs the whole prompt with nothing shared and nothing left out; the values whose names match `names`, by name.
+///
+/// A prompt that holds `[REJ]` is run a second time, see [`Input::reevaluate`]: `logits_prev` and `pass1.llm.norm` are the first run's,
+/// everything else is the second's. Nodes' own outputs (`llm.0.wqkv`) are written only when `names` is given and matches them.
+///
+/// # Errors
+/// [`Error::Shape`] for pixel values of another size, an unknown token id, another number of `<IMG_CONTEXT>` than the image has tokens, no
+/// `[SEG]` or `[REJ]`.
+pub fn dump(
+    checkpoint: &Arc<Checkpoint>,
+    special: &SpecialIds,
+    input: &Input,
+    names: Option<&Regex>,
+) -> Result<BTreeMap<String, Value>> {
+    let (model, weights) = Model::bind(checkpoint)?;
+    let run = |ids: &[u32], slots: &[usize]| run(&model, &weights, special, input, ids, slots, names);
+    let at = |wanted: &[Option<u32>]| -> Vec<usize> {
+        (0..input.input_ids.len()).filter(|&p| wanted.contains(&Some(input.input_ids[p]))).collect()
+    };
+    let (label, seg) = (at(&[special.seg, special.rej]), at(&[special.seg]));
+    let mut out = run(&input.input_ids, &label)?;
+    let mut text = label.clone();
+    if seg.len() < label.len() {
+        let mut first = std::mem::take(&mut out);
+        if input.reevaluate {
+            let mut ids = input.input_ids.clone();
+            label.iter().for_each(|&p| ids[p] = special.seg.unwrap_or(ids[p]));
+            out = run(&ids, &label)?;
+            out.extend(first.remove("llm.norm").map(|v| ("pass1.llm.norm".into(), v)));
+        } else {
+            out = run(&input.input_ids, &seg)?;
+            text = seg;
+        }
+        out.extend(["logits_prev", "logits_prev_argmax"].into_iter().filter_map(|name| first.remove_entry(name)));
+    }
+    if let Some(Value { data: Data::I32(tokens), .. }) = out.get("logits_prev_argmax") {
+        let mut ids: Vec<i32> = input.input_ids.iter().map(|&id| id as i32).collect();
+        for (&p, &token) in label.iter().zip(tokens) {
+            let rejected = special.rej.is_some_and(|rej| rej as i32 == token);
+            ids[p] = if rejected { special.rej } else { special.seg }.map_or(token, |id| id as i32);
+        }
+        out.insert("output_ids".into(), ints(ids));
+    }
+    let before = |p: &[usize]| ints(p.iter().map(|&p| p as i32 - 1).collect());
+    out.insert("positions_label".into(), ints(label.iter().map(|&p| p as i32).collect()));
+    out.insert("positions_text".into(), before(&text));
+    out.insert("positions_img".into(), before(&at(&[Some(special.img_context)])));
+    out.insert("input_ids".into(), ints(input.input_ids.iter().map(|&id| id as i32).collect()));
+    let size = model.config.force_image_size;
+    let pixels = Value { shape: vec![3, size, size], data: Data::F32(input.pixel_values.clone()) };
+    out.insert("pixel_values".into(), pixels);
+    if let Some(names) = names {
+        out.retain(|name, _| names.is_match(name));
+    }
+    Ok(out)
+}
+
+fn ints(data: Vec<i32>) -> Value {
+    Value { shape: vec![data.len()], data: Data::I32(data) }
+}
+
+/// One pass over `ids`, a mask for each position of `slots`.
+fn run(
+    model: &Model,
+    weights: &Bound,
+    special: &SpecialIds,
+    input: &Input,
+    ids: &[u32],
+    slots: &[usize],
+    names: Option<&Regex>,
+) -> Result<BTreeMap<String, Value>> {
+    let config = &model.config;
+    let (t, vocab) = (ids.len(), config.llm_config.vocab_size);
+    if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+        return Err(Error::shape("input_ids", format!("token ids below {vocab}"), id.to_string()));
+    }
+    let (mut rows, mut read) = (Vec::new(), Vec::new());
+    for (p, &id) in ids.iter().enumerate() {
+        if id == special.img_context {
+            rows.push(-1 - read.len() as i32);
+            read.push(p as i32 - 1);
+        } else {
+            rows.push(id as i32);
+        }
+    }
+    let slots: Vec<i32> = slots.iter().map(|&p| p as i32 - 1).collect();
+    if read.iter().chain(&slots).any(|&p| p < 0) {
+        return Err(Error::shape("input_ids", "a token before the first image token or slot", "none"));
+    }
+    let expected = config.image_tokens();
+    if read.len() != expected {
+        return Err(Error::shape("input_ids", format!("{expected} image tokens"), read.len().to_string()));
+    }
+    if slots.is_empty() {
+        return Err(Error::shape("input_ids", "a [SEG] or [REJ]", "none"));
+    }
+    let q = slots.len();
+    let mut states = States::default();
+    let (graph, io) = whole(model, &mut states, t, q, 1, false)?;
+    let mut cpu = Cpu::new(weights.clone(), Precision::F32);
+    states.tensors.iter().try_for_each(|t| cpu.allocate(t))?;
+    fill(&mut cpu, &io, input, &rows, &read, &slots)?;
+
+    let wanted = |name: &str| names.is_none_or(|n| n.is_match(name));
+    let plan = Plan::new(graph, 4)?;
+    let mut out = BTreeMap::new();
+    cpu.run(&plan, |i, node, _, memory| {
+        for tap in plan.graph.taps.iter().filter(|t| t.after == i && wanted(&t.name)) {
+            out.insert(tap.name.clone(), tapped(tap, memory));
+        }
+        if let (true, [y]) = (names.is_some_and(|n| n.is_match(&node.name)), node.op.writes().as_slice())
+            && matches!(y.dtype, crate::graph::DType::Act | crate::graph::DType::F32)
+        {
+            out.insert(node.name.clone(), Value { shape: y.shape.clone(), data: Data::F32(memory.f32(y).to_vec()) });
+        }
+    })?;
+    out.insert("logits_prev_argmax".into(), ints(cpu.read_i32(&io.slots.token)));
+    let (size, mask) = (config.force_image_size, cpu.read_f32(&io.slots.probability));
+    let mut resized = Vec::new();
+    for (i, mask) in mask.chunks_exact(size * size).enumerate() {
+        out.insert(format!("dec.mask_bits.{i}"), bits(mask));
+        if let Some((h, w)) = input.resized {
+            let at = resized.len();
+            resized.resize(at + h * w, 0.0);
+            resize(&mut resized[at..], mask, size, h, w);
+            out.insert(format!("dec.mask_resized_bits.{i}"), bits(&resized[at..]));
+        }
+    }
+    if let Some((h, w)) = input.resized {
+        out.insert("dec.mask_resized".into(), Value { shape: vec![q, h, w], data: Data::F32(resized) });
+    }
+    Ok(out)
+}
+
+fn fill(cpu: &mut Cpu, io: &Whole, input: &Input, ids: &[i32], read: &[i32], slots: &[i32]) -> Result<()> {
+    let t = ids.len();
+    let positions: Vec<i32> = (0..t as i32).collect();
+    cpu.write(&io.pixel_values, &input.pixel_values)?;
+    cpu.write(&io.rows.ids, ids)?;
+    cpu.write(&io.rows.positions, &positions)?;
+    cpu.write(&io.rows.kv_rows, &positions)?;
+    cpu.write(&io.rows.segments, &Segment { rows: (0, t), seen: [(0, 0); 2], kv: 0 }.fields())?;
+    cpu.write(&io.read, read)?;
+    cpu.write(&io.slots.read, slots)?;
+    cpu.write(&io.slots.image_of, &vec![0i32; slots.len()])?;
+    cpu.write(&io.slots.masks, &[0, 1, 1].repeat(slots.len()))?;
+    debug_assert_eq!(io.slots.masks.len(), slots.len() * DESCRIPTOR);
+    Ok(())
+}
+
+/// `value >= 0.5`, packed 8 a byte, most significant bit first.
+fn bits(values: &[f32]) -> Value {
+    let byte = |c: &[f32]| c.iter().enumerate().fold(0u8, |b, (i, &v)| b | (u8::from(v >= 0.5) << (7 - i)));
+    let data: Vec<u8> = values.chunks(8).map(byte).collect();
+    Value { shape: vec![data.len()], data: Data::U8(data) }
+}
+
+/// A tap's value in its published layout.
+fn tapped(tap: &Tap, memory: &Memory) -> Value {
+    let v = memory.window(&tap.value);
+    let rows = v.data.chunks_exact(v.stride).map(|row| &row[v.col..v.col + v.width]);
+    let data = if tap.channels_first {
+        let pixels: usize = tap.shape[tap.shape.len() - 2..].iter().product();
+        let mut data = vec![0.0; tap.shape.iter().product()];
+        for (n, row) in rows.enumerate() {
+            let (item, pixel) = (n / pixels, n % pixels);
+            for (c, &value) in row.iter().enumerate() {
+                data[(item * v.width + c) * pixels + pixel] = value;
+            }
+        }
+        data
+    } else {
+        rows.flatten().copied().collect()
+    };
+    Value { shape: tap.shape.clone(), data: Data::F32(data) }
+}
