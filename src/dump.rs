@@ -5,7 +5,6 @@ use crate::device::cpu::{Cpu, Memory};
 use crate::graph::Tap;
 use crate::models::mllmseg::{Model, Segment, States, Whole, whole};
 use crate::models::Bound;
-use crate::ops::DESCRIPTOR;
 use crate::plan::Plan;
 use crate::reference::{Precision, resize};
 use crate::text::SpecialIds;
@@ -143,7 +142,7 @@ fn run(
     }
     let q = slots.len();
     let mut states = States::default();
-    let (graph, io) = whole(model, &mut states, t, q, 1, false)?;
+    let (graph, io) = whole(model, &mut states, t, q, 1)?;
     let mut cpu = Cpu::new(weights.clone(), Precision::F32);
     states.tensors.iter().try_for_each(|t| cpu.allocate(t))?;
     fill(&mut cpu, &io, input, &rows, &read, &slots)?;
@@ -161,8 +160,8 @@ fn run(
             out.insert(node.name.clone(), Value { shape: y.shape.clone(), data: Data::F32(memory.f32(y).to_vec()) });
         }
     })?;
-    out.insert("logits_prev_argmax".into(), ints(cpu.read_i32(&io.slots.token)));
-    let (size, mask) = (config.force_image_size, cpu.read_f32(&io.slots.probability));
+    out.insert("logits_prev_argmax".into(), ints(cpu.read_i32(&io.token)));
+    let (size, mask) = (config.force_image_size, cpu.read_f32(&io.masks.probability));
     let mut resized = Vec::new();
     for (i, mask) in mask.chunks_exact(size * size).enumerate() {
         out.insert(format!("dec.mask_bits.{i}"), bits(mask));
@@ -188,11 +187,10 @@ fn fill(cpu: &mut Cpu, io: &Whole, input: &Input, ids: &[i32], read: &[i32], slo
     cpu.write(&io.rows.kv_rows, &positions)?;
     cpu.write(&io.rows.segments, &Segment { rows: (0, t), seen: [(0, 0); 2], kv: 0 }.fields())?;
     cpu.write(&io.read, read)?;
-    cpu.write(&io.slots.read, slots)?;
-    cpu.write(&io.slots.image_of, &vec![0i32; slots.len()])?;
-    cpu.write(&io.slots.masks, &[0, 1, 1].repeat(slots.len()))?;
-    debug_assert_eq!(io.slots.masks.len(), slots.len() * DESCRIPTOR);
-    Ok(())
+    cpu.write(&io.slot_rows, slots)?;
+    cpu.write(&io.masks.slots, &(0..slots.len() as i32).collect::<Vec<_>>())?;
+    cpu.write(&io.masks.image_of, &vec![0i32; slots.len()])?;
+    cpu.write(&io.masks.masks, &[0, 1, 1].repeat(slots.len())) // the dump resizes by itself: it shows probabilities
 }
 
 /// `value >= 0.5`, packed 8 a byte, most significant bit first.

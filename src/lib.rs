@@ -5,6 +5,7 @@
 pub mod checkpoint;
 pub mod device;
 pub mod dump;
+pub mod engine;
 mod error;
 pub mod graph;
 pub mod image;
@@ -14,4 +15,5 @@ pub mod plan;
 pub mod reference;
 pub mod text;
 
+pub use engine::{Answer, Engine, Options, Prompting, Segmentation};
 pub use error::{Error, Result};

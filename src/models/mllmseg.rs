@@ -4,7 +4,8 @@
 //! | --- | --- | --- |
 //! | [`system`] | once a model | K/V of the system prompt |
 //! | [`image`] | once an image | K/V of the image's tokens, the mask decoder's part that no expression touches |
-//! | [`expressions`] | once a batch of expressions | masks, scores, the token at each slot |
+//! | [`text`] | once a batch of sequences | the hidden state and the token of each slot |
+//! | [`masks`] | once a batch of slots | masks and their scores |
 //! | [`whole`] | once a prompt | the same in one piece, nothing shared or left out: what the published code does, and what a dump shows |
 //!
 //! Shapes are fixed when a graph is built; what changes from request to request is the contents of its input buffers.
@@ -17,7 +18,7 @@ use super::{Binder, Bound};
 use crate::Result;
 use crate::checkpoint::{Checkpoint, config::Config};
 use crate::graph::{DType, Graph, Place, Tensor};
-use crate::ops::{DESCRIPTOR, KvCache, SEGMENT, drop_cls, gather_rows, resize_mask};
+use crate::ops::{DESCRIPTOR, KvCache, SEGMENT, copy, drop_cls, gather_rows, resize_mask};
 use std::sync::Arc;
 
 /// The exact savings that the model's algebra allows; each can be switched off to show that nothing changes.
@@ -185,24 +186,48 @@ pub fn image(
     Ok((g, io))
 }
 
-/// Input and result buffers of [`expressions`].
-pub struct Expressions {
+/// Input and result buffers of [`text`].
+pub struct Text {
     /// The sequences' tokens after `</img>`.
     pub rows: Rows,
-    /// What each slot asks for and answers.
-    pub slots: Slots,
+    /// `(Q)`: rows whose hidden states predict a slot.
+    pub read: Tensor,
+    /// `(Q)` i32, result: the most likely token at the slot.
+    pub token: Tensor,
+    /// `(Q, H)`, result: the slots' hidden states.
+    pub t_q: Tensor,
 }
 
-/// Input and result buffers of `Q` slots.
-pub struct Slots {
-    /// `(Q)`: rows whose hidden states predict `[SEG]`.
-    pub read: Tensor,
-    /// `(Q)`: the slot's image among those of the batch.
+/// The graph of `segments` sequences, `t` rows and `q` slots together, behind the K/V rows of their images.
+pub fn text(
+    m: &Model,
+    states: &mut States,
+    kv: &KvCache,
+    [t, segments, q]: [usize; 3],
+    savings: Savings,
+) -> Result<(Graph, Text)> {
+    let mut g = Graph::new();
+    let io = Text {
+        rows: states.rows(t, segments),
+        read: states.make("slot_rows", DType::I32, [q]),
+        token: states.make("token", DType::I32, [q]),
+        t_q: states.make("t_q", DType::Act, [q, m.config.llm_config.hidden_size]),
+    };
+    let read = Read::Some { rows: &io.read, early: savings.last_layer_rows };
+    let h = llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, None, kv, read)?.expect("rows were asked for");
+    next_token(&mut g, &m.llm, &io.token, &h)?;
+    g.push("t_q", copy(&io.t_q.all(), &h)?);
+    Ok((g, io))
+}
+
+/// Input and result buffers of `Q` masks.
+pub struct Masks {
+    /// `(Q)`: the slots' rows of `t_q`.
+    pub slots: Tensor,
+    /// `(Q)`: the slot's image among those of `sa`.
     pub image_of: Tensor,
     /// `(Q, DESCRIPTOR)`: where each mask goes and its source's size.
     pub masks: Tensor,
-    /// `(Q)` i32, result: the most likely token at the slot.
-    pub token: Tensor,
     /// `(Q, S, S)` f32, result: probabilities at the model's input size.
     pub probability: Tensor,
     /// u8 0/1, result: the masks at their sources' sizes.
@@ -211,55 +236,44 @@ pub struct Slots {
     pub score: Tensor,
 }
 
-impl Slots {
+impl Masks {
     fn new(m: &Model, states: &mut States, q: usize, mask_pixels: usize) -> Self {
         let size = m.config.force_image_size;
         Self {
-            read: states.make("slot_rows", DType::I32, [q]),
+            slots: states.make("slots", DType::I32, [q]),
             image_of: states.make("image_of", DType::I32, [q]),
             masks: states.make("masks", DType::I32, [q, DESCRIPTOR]),
-            token: states.make("token", DType::I32, [q]),
             probability: states.make("probability", DType::F32, [q, size, size]),
             mask: states.make("mask", DType::U8, [mask_pixels]),
             score: states.make("score", DType::F32, [q]),
         }
     }
 
-    fn push(&self, g: &mut Graph, m: &Model, h: &Tensor, sa: &Tensor, fold: bool) -> Result<()> {
-        next_token(g, &m.llm, &self.token, h)?;
-        mask_decoder::expressions(
-            g,
-            &m.decoder,
-            &self.probability,
-            sa,
-            &self.image_of,
-            h,
-            m.config.patches(),
-            fold,
-        )?;
+    fn push(&self, g: &mut Graph, m: &Model, t_q: &Tensor, sa: &Tensor, fold: bool) -> Result<()> {
+        let picked = g.act("dec.t_q", [self.slots.len(), t_q.shape[1]]);
+        g.scope("dec");
+        g.push("t_q", gather_rows(&picked, t_q, &self.slots)?); // (Q, H)
+        let side = m.config.patches();
+        mask_decoder::expressions(g, &m.decoder, &self.probability, sa, &self.image_of, &picked, side, fold)?;
         g.scope("out");
         g.push("resize_mask", resize_mask(&self.mask, &self.score, &self.probability, &self.masks)?); // (h, w) each
         Ok(())
     }
 }
 
-/// The graph of `q` slots in `segments` sequences of `t` rows together, about the images of `sa`; room for `mask_pixels` pixels of masks.
-#[allow(clippy::too_many_arguments)]
-pub fn expressions(
+/// The graph of `q` masks about the images of `sa` from the hidden states `t_q`; room for `mask_pixels` pixels of masks.
+pub fn masks(
     m: &Model,
     states: &mut States,
-    kv: &KvCache,
     sa: &Tensor,
-    [t, segments, q]: [usize; 3],
+    t_q: &Tensor,
+    q: usize,
     mask_pixels: usize,
     savings: Savings,
-) -> Result<(Graph, Expressions)> {
+) -> Result<(Graph, Masks)> {
     let mut g = Graph::new();
-    let io = Expressions { rows: states.rows(t, segments), slots: Slots::new(m, states, q, mask_pixels) };
-    let read = Read::Some { rows: &io.slots.read, early: savings.last_layer_rows };
-    let h =
-        llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, None, kv, read)?.expect("rows were asked for");
-    io.slots.push(&mut g, m, &h, sa, savings.fold_cross_attention)?;
+    let io = Masks::new(m, states, q, mask_pixels);
+    io.push(&mut g, m, t_q, sa, savings.fold_cross_attention)?;
     Ok((g, io))
 }
 
@@ -271,19 +285,16 @@ pub struct Whole {
     pub rows: Rows,
     /// `(P/4)`: rows whose hidden states predict the image tokens.
     pub read: Tensor,
-    /// What each slot asks for and answers.
-    pub slots: Slots,
+    /// `(Q)`: rows whose hidden states predict a slot.
+    pub slot_rows: Tensor,
+    /// `(Q)` i32, result: the most likely token at the slot.
+    pub token: Tensor,
+    /// Each slot's mask.
+    pub masks: Masks,
 }
 
-/// One prompt of `t` tokens about one image, `q` slots, every row of every layer computed.
-pub fn whole(
-    m: &Model,
-    states: &mut States,
-    t: usize,
-    q: usize,
-    mask_pixels: usize,
-    fold: bool,
-) -> Result<(Graph, Whole)> {
+/// One prompt of `t` tokens about one image, `q` slots, every row of every layer computed, the cross-attention as written.
+pub fn whole(m: &Model, states: &mut States, t: usize, q: usize, mask_pixels: usize) -> Result<(Graph, Whole)> {
     let mut g = Graph::new();
     let (side, size, d) = (m.config.patches(), m.config.force_image_size, m.decoder.width());
     let kv = states.kv_cache(&m.config, t);
@@ -291,18 +302,20 @@ pub fn whole(
         pixel_values: states.make("pixel_values", DType::F32, [1, 3, size, size]),
         rows: states.rows(t, 1),
         read: states.make("read", DType::I32, [m.config.image_tokens()]),
-        slots: Slots::new(m, states, q, mask_pixels),
+        slot_rows: states.make("slot_rows", DType::I32, [q]),
+        token: states.make("token", DType::I32, [q]),
+        masks: Masks::new(m, states, q, mask_pixels),
     };
     let (f_vit, images) = see(&mut g, m, &io.pixel_values)?;
-    let h = llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, Some(&images), &kv, Read::All)?
-        .expect("all rows");
+    let h = llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, Some(&images), &kv, Read::All)?.expect("all rows");
     let (f_llm, t_q) = (g.act("f_llm", [io.read.len(), h.shape[1]]), g.act("t_q", [q, h.shape[1]]));
     g.scope("dec");
     g.push("f_llm", gather_rows(&f_llm, &h, &io.read)?);
-    g.push("t_q", gather_rows(&t_q, &h, &io.slots.read)?);
+    g.push("t_q", gather_rows(&t_q, &h, &io.slot_rows)?);
     let sa = g.act("sa", [1, side * side, d]);
     mask_decoder::image(&mut g, &m.decoder, &sa.reshape([side * side, d]), &f_vit, &f_llm, side)?;
-    io.slots.push(&mut g, m, &t_q, &sa, fold)?;
+    next_token(&mut g, &m.llm, &io.token, &t_q)?;
+    io.masks.push(&mut g, m, &t_q, &sa, false)?;
     Ok((g, io))
 }
 
