@@ -3,14 +3,15 @@
 use crate::checkpoint::Checkpoint;
 use crate::device::cpu::{Cpu, Memory};
 use crate::graph::Tap;
-use crate::models::mllmseg::{Model, Segment, States, Whole, whole};
 use crate::models::Bound;
+use crate::models::mllmseg::{Model, Segment, States, Whole, whole};
 use crate::plan::Plan;
 use crate::reference::{Precision, resize};
-use crate::text::SpecialIds;
+use crate::text::Tokenizer;
 use crate::{Error, Result};
 use regex::Regex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 
 /// One dumped tensor.
@@ -31,6 +32,33 @@ pub enum Data {
     U8(Vec<u8>),
 }
 
+/// Ids of the tokens that a run has to know.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct Tokens {
+    pub img_context: u32,
+    pub seg: Option<u32>,
+    pub rej: Option<u32>,
+}
+
+impl Tokens {
+    /// Of a checkpoint: its tokenizer's, or where it has none (a synthetic one), those in `added_tokens.json`.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let tokenizer = match Tokenizer::open(dir) {
+            Ok(tokenizer) => tokenizer,
+            Err(why) => return Self::added(&dir.join("added_tokens.json")).ok_or(why),
+        };
+        let ids = tokenizer.special();
+        Ok(Self { img_context: ids.img_context, seg: ids.seg, rej: ids.rej })
+    }
+
+    fn added(path: &Path) -> Option<Self> {
+        let ids: HashMap<String, u32> = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+        let id = |token: &str| ids.get(token).copied();
+        Some(Self { img_context: id("<IMG_CONTEXT>")?, seg: id("[SEG]"), rej: id("[REJ]") })
+    }
+}
+
 /// One prompt about one picture.
 pub struct Input {
     /// `(1, 3, S, S)`, normalised.
@@ -44,6 +72,17 @@ pub struct Input {
     pub resized: Option<(usize, usize)>,
 }
 
+impl Data {
+    /// As safetensors writes it.
+    pub fn bytes(&self) -> (safetensors::Dtype, &[u8]) {
+        match self {
+            Data::F32(v) => (safetensors::Dtype::F32, bytemuck::cast_slice(v)),
+            Data::I32(v) => (safetensors::Dtype::I32, bytemuck::cast_slice(v)),
+            Data::U8(v) => (safetensors::Dtype::U8, v),
+        }
+    }
+}
+
 /// Runs the whole prompt with nothing shared and nothing left out; the values whose names match `names`, by name.
 ///
 /// A prompt that holds `[REJ]` is run a second time, see [`Input::reevaluate`]: `logits_prev` and `pass1.llm.norm` are the first run's,
@@ -54,7 +93,7 @@ pub struct Input {
 /// `[SEG]` or `[REJ]`.
 pub fn dump(
     checkpoint: &Arc<Checkpoint>,
-    special: &SpecialIds,
+    special: &Tokens,
     input: &Input,
     names: Option<&Regex>,
 ) -> Result<BTreeMap<String, Value>> {
@@ -77,7 +116,9 @@ pub fn dump(
             out = run(&input.input_ids, &seg)?;
             text = seg;
         }
-        out.extend(["logits_prev", "logits_prev_argmax"].into_iter().filter_map(|name| first.remove_entry(name)));
+        out.extend(
+            ["logits_prev", "logits_prev_argmax"].into_iter().filter_map(|name| first.remove_entry(name)),
+        );
     }
     if let Some(Value { data: Data::I32(tokens), .. }) = out.get("logits_prev_argmax") {
         let mut ids: Vec<i32> = input.input_ids.iter().map(|&id| id as i32).collect();
@@ -109,7 +150,7 @@ fn ints(data: Vec<i32>) -> Value {
 fn run(
     model: &Model,
     weights: &Bound,
-    special: &SpecialIds,
+    special: &Tokens,
     input: &Input,
     ids: &[u32],
     slots: &[usize],
@@ -157,7 +198,10 @@ fn run(
         if let (true, [y]) = (names.is_some_and(|n| n.is_match(&node.name)), node.op.writes().as_slice())
             && matches!(y.dtype, crate::graph::DType::Act | crate::graph::DType::F32)
         {
-            out.insert(node.name.clone(), Value { shape: y.shape.clone(), data: Data::F32(memory.f32(y).to_vec()) });
+            out.insert(
+                node.name.clone(),
+                Value { shape: y.shape.clone(), data: Data::F32(memory.f32(y).to_vec()) },
+            );
         }
     })?;
     out.insert("logits_prev_argmax".into(), ints(cpu.read_i32(&io.token)));

@@ -4,8 +4,8 @@ use crate::checkpoint::Checkpoint;
 use crate::device::cpu::Cpu;
 use crate::graph::Node;
 use crate::image::{Mask, Rgb, normalize, resize_bicubic};
-use crate::models::mllmseg::{self, Image, Model, Savings, Segment, States};
 use crate::models::llm::Rows;
+use crate::models::mllmseg::{self, Image, Model, Savings, Segment, States};
 use crate::ops::KvCache;
 use crate::plan::Plan;
 use crate::reference::Precision;
@@ -149,7 +149,16 @@ impl Engine {
             return Err(Error::file(&checkpoint.dir, expected, format!("{ids} in the tokenizer")));
         }
         let cpu = Cpu::new(weights, options.precision);
-        Ok(Self { checkpoint, tokenizer, model, cpu, options, session: None, observer: None, timings: Timings::default() })
+        Ok(Self {
+            checkpoint,
+            tokenizer,
+            model,
+            cpu,
+            options,
+            session: None,
+            observer: None,
+            timings: Timings::default(),
+        })
     }
 
     /// The checkpoint behind it.
@@ -203,7 +212,14 @@ impl Engine {
                     self.prepare(&prefix, image_ids.len(), longest)?;
                     self.see(&prefix, &image_ids, &pixels)?;
                 }
-                self.answer(&batch, prefix.len(), image_ids.len(), picture, keep_probabilities, &mut answers)?;
+                self.answer(
+                    &batch,
+                    prefix.len(),
+                    image_ids.len(),
+                    picture,
+                    keep_probabilities,
+                    &mut answers,
+                )?;
             }
         }
         let missing = || Err(Error::shape("expressions", "an answer each", "none"));
@@ -241,7 +257,8 @@ impl Engine {
         let (graph, rows) = mllmseg::system(m, &mut states, &kv, prefix.len())?;
         let system = (Plan::new(graph, 4)?, rows);
         let shared = if savings.system_once { prefix.len() } else { 0 };
-        let (graph, io) = mllmseg::image(m, &mut states, &kv, 1, prefix.len() - shared + image_rows, savings)?;
+        let (graph, io) =
+            mllmseg::image(m, &mut states, &kv, 1, prefix.len() - shared + image_rows, savings)?;
         let image = (Plan::new(graph, 4)?, io);
         states.tensors.iter().try_for_each(|t| self.cpu.allocate(t))?;
         let session = Session { kept: states.tensors.len(), states, kv, system, image, shared };
@@ -269,8 +286,11 @@ impl Engine {
                 id as i32
             }
         });
-        let segment =
-            Segment { rows: (0, before + image_ids.len()), seen: [(0, session.shared), (0, 0)], kv: session.shared };
+        let segment = Segment {
+            rows: (0, before + image_ids.len()),
+            seen: [(0, session.shared), (0, 0)],
+            kv: session.shared,
+        };
         self.cpu.write(&io.pixel_values, pixels)?;
         write_rows(&mut self.cpu, &io.rows, ids, &[segment])?;
         // hidden states of <img> and of all context tokens but the last predict the context tokens
@@ -375,7 +395,8 @@ fn ask(
                 let text = e.to_string();
                 for i in usable {
                     let expected = "expressions that fit one sequence (or single prompting)".into();
-                    answers[i] = Some(Err(Error::Text { what: "joint prompt".into(), expected, found: text.clone() }));
+                    answers[i] =
+                        Some(Err(Error::Text { what: "joint prompt".into(), expected, found: text.clone() }));
                 }
                 return Vec::new();
             }
@@ -385,7 +406,12 @@ fn ask(
 }
 
 /// Fills the buffers that say what each row is; K/V rows and positions follow from the segments.
-fn write_rows(cpu: &mut Cpu, rows: &Rows, ids: impl Iterator<Item = i32>, segments: &[Segment]) -> Result<()> {
+fn write_rows(
+    cpu: &mut Cpu,
+    rows: &Rows,
+    ids: impl Iterator<Item = i32>,
+    segments: &[Segment],
+) -> Result<()> {
     let each = |first: fn(&Segment) -> usize| -> Vec<i32> {
         segments.iter().flat_map(|s| (first(s)..first(s) + s.rows.1).map(|v| v as i32)).collect()
     };

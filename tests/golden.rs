@@ -3,9 +3,9 @@
 
 mod common;
 
-use common::golden::{Golden, TINY_SPECIAL, tiny};
+use common::golden::{Golden, tiny};
+use mllmseg::dump::{Data, Input, Tokens, Value, dump};
 use mllmseg::image::{Rgb, normalize};
-use mllmseg::dump::{Data, Input, Value, dump};
 
 /// f32 against f64 is at most 2.2e-6 at every stage (tests/data/golden/README.md).
 const BOUND: f64 = 1e-5;
@@ -22,7 +22,7 @@ fn check(case: &str, pixels_of: &str, suffix: &str) {
         reevaluate: golden.metadata("reeval") == "true",
         resized: Some((427, 640)),
     };
-    let values = dump(&tiny(), &TINY_SPECIAL, &input, None).unwrap();
+    let values = dump(&tiny(), &&input, None).unwrap();
     let mut compared = 0;
     for name in golden.names() {
         // `.k` and `deck.` are prompt k's in a file of several prompts
@@ -54,7 +54,10 @@ fn same_bits(what: &str, found: &[u8], expected: &[u8], mask: &Value, name: &str
     for i in 0..pixels {
         let bit = |bits: &[u8]| bits[i / 8] >> (7 - i % 8) & 1;
         let v = p[q * pixels + i];
-        assert!(bit(found) == bit(expected) || (v - 0.5).abs() < 1e-4, "{what}: pixel {i} of probability {v}");
+        assert!(
+            bit(found) == bit(expected) || (v - 0.5).abs() < 1e-4,
+            "{what}: pixel {i} of probability {v}"
+        );
     }
 }
 

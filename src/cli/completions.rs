@@ -1,12 +1,19 @@
-//! `mllmseg completions`.
+//! `mllmseg completions`: shell completion scripts.
 
+use clap::CommandFactory;
 use mllmseg::Result;
 use std::process::ExitCode;
 
-/// (being written)
+/// Print a completion script for a shell
+///
+/// Example: mllmseg completions bash > ~/.local/share/bash-completion/completions/mllmseg
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// The shell
+    shell: clap_complete::Shell,
+}
 
-pub fn run(_args: Args) -> Result<ExitCode> {
+pub fn run(args: Args) -> Result<ExitCode> {
+    clap_complete::generate(args.shell, &mut super::Cli::command(), "mllmseg", &mut std::io::stdout());
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,13 @@
-//! Command line: what every subcommand shares. Progress and messages go to stderr, results to stdout or files.
+//! The command line: what the subcommands share. Progress and messages go to stderr, results to stdout or files.
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
+use mllmseg::models::mllmseg::Savings;
+use mllmseg::reference::Precision;
+use mllmseg::text::UserText;
+use mllmseg::{Engine, Error, Options, Prompting, Result};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 mod completions;
@@ -15,8 +22,11 @@ mod synth;
 mod tokenize;
 
 /// Which pixels are "the left cat"? Referring expression segmentation with MLLMSeg.
+///
+/// Try it with nothing downloaded:    mllmseg demo
+/// Segment a picture:                 mllmseg segment --model DIR --image cats.jpg --expr "the left cat"
 #[derive(Parser)]
-#[command(name = "mllmseg", version)]
+#[command(name = "mllmseg", version, verbatim_doc_comment)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -25,14 +35,14 @@ pub struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Segment(segment::Args),
+    Demo(demo::Args),
+    Inspect(inspect::Args),
     Graph(graph::Args),
     Dump(dump::Args),
     Tokenize(tokenize::Args),
     Preprocess(preprocess::Args),
-    Inspect(inspect::Args),
     Synth(synth::Args),
     Doctor(doctor::Args),
-    Demo(demo::Args),
     Completions(completions::Args),
 }
 
@@ -40,18 +50,145 @@ enum Command {
 pub fn run(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Segment(args) => segment::run(args),
+        Command::Demo(args) => demo::run(args),
+        Command::Inspect(args) => inspect::run(args),
         Command::Graph(args) => graph::run(args),
         Command::Dump(args) => dump::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Preprocess(args) => preprocess::run(args),
-        Command::Inspect(args) => inspect::run(args),
         Command::Synth(args) => synth::run(args),
         Command::Doctor(args) => doctor::run(args),
-        Command::Demo(args) => demo::run(args),
         Command::Completions(args) => completions::run(args),
     };
     result.unwrap_or_else(|e| {
-        eprintln!("mllmseg: {e}");
+        report(&e);
         ExitCode::from(e.exit_code())
     })
+}
+
+/// An error as one line on stderr.
+fn report(e: &Error) {
+    eprintln!("mllmseg: {e}");
+}
+
+/// How to compute.
+#[derive(clap::Args)]
+struct Compute {
+    /// Where to run; this build runs on the CPU
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// What the CPU multiplies with: f32 (the reference), or bf16 where it has AVX-512 BF16 (elsewhere f32)
+    #[arg(long, value_enum, default_value_t = CpuPrecision::F32)]
+    cpu_precision: CpuPrecision,
+    /// Switch a saving off, to show that nothing changes (`all`: every one)
+    #[arg(long, value_name = "SAVING", value_parser = saving, value_delimiter = ',', help_heading = "Checking")]
+    without: Vec<String>,
+    /// Let special-token text in an expression become those tokens, as the published code does
+    #[arg(long, help_heading = "Checking")]
+    published_text: bool,
+    /// Write a JSON line for every node that runs: graph, node, microseconds
+    #[arg(long, value_name = "FILE", help_heading = "Checking")]
+    log_nodes: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum CpuPrecision {
+    F32,
+    Bf16,
+}
+
+fn saving(name: &str) -> std::result::Result<String, String> {
+    if name == "all" || Savings::NAMES.contains(&name) {
+        return Ok(name.into());
+    }
+    Err(format!("expected `all` or one of {}", Savings::NAMES.join(", ")))
+}
+
+impl Compute {
+    /// Opens the model; its notes go to stderr.
+    fn open(&self, model: &str) -> Result<Engine> {
+        check_device(&self.device)?;
+        let savings =
+            self.without.iter().fold(Savings::ALL, |s, name| s.without(name).unwrap_or(Savings::NONE));
+        let precision = match self.cpu_precision {
+            CpuPrecision::F32 => Precision::F32,
+            CpuPrecision::Bf16 => Precision::Bf16,
+        };
+        let user_text = if self.published_text { UserText::Parsed } else { UserText::Plain };
+        let mut engine = Engine::open(model, Options { precision, savings, user_text })?;
+        for note in engine.checkpoint().notes() {
+            eprintln!("note: {note}");
+        }
+        let unbound = engine.checkpoint().unbound();
+        if !unbound.is_empty() {
+            eprintln!("note: {} tensors of the checkpoint are not used: {}", unbound.len(), brief(&unbound));
+        }
+        if let Some(path) = &self.log_nodes {
+            let mut log = BufWriter::new(File::create(path).map_err(Error::io(path, "create"))?);
+            engine.observe(move |run| {
+                let line = serde_json::json!({
+                    "graph": run.graph, "node": run.node.name, "op": run.node.op.kind(), "us": run.time.as_micros() as u64,
+                });
+                // A log that cannot be written must not stop the work.
+                let _ = writeln!(log, "{line}").and_then(|()| log.flush());
+            });
+        }
+        Ok(engine)
+    }
+}
+
+/// An error unless `device` can run here.
+fn check_device(device: &str) -> Result<()> {
+    if device == "cpu" {
+        return Ok(());
+    }
+    let known = device == "sim"
+        || device == "cuda"
+        || device.strip_prefix("cuda:").is_some_and(|n| n.parse::<u32>().is_ok());
+    let found =
+        if known { "a device whose kernels are not part of this build" } else { "no device of that name" };
+    Err(Error::usage(format!("--device {device}"), "cpu", found))
+}
+
+/// The first few of many names.
+fn brief(names: &[String]) -> String {
+    let shown = names.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+    if names.len() > 3 { format!("{shown}, ...") } else { shown }
+}
+
+/// How expressions become prompts.
+#[derive(Clone, Copy, ValueEnum)]
+enum PromptingArg {
+    /// One sequence an expression: no expression changes another's answer
+    Single,
+    /// All expressions of a picture in one sequence, as in the published evaluation
+    Joint,
+    /// "What is {expr} in this image?", one sequence an expression
+    Phrase,
+    /// The expression is a whole sentence that needs reasoning, one sequence each
+    Reasoning,
+}
+
+impl From<PromptingArg> for Prompting {
+    fn from(p: PromptingArg) -> Self {
+        match p {
+            PromptingArg::Single => Prompting::Single,
+            PromptingArg::Joint => Prompting::Joint,
+            PromptingArg::Phrase => Prompting::Phrase,
+            PromptingArg::Reasoning => Prompting::Reasoning,
+        }
+    }
+}
+
+/// An error for a folder that cannot be made.
+fn make_dir(dir: &std::path::Path) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(Error::io(dir, "create the folder"))
+}
+
+/// `HxW` in pixels.
+fn size(text: &str) -> std::result::Result<(usize, usize), String> {
+    let side = |s: &str| s.parse::<usize>().ok().filter(|n| (1..=65535).contains(n));
+    text.split_once('x')
+        .and_then(|(h, w)| Some((side(h)?, side(w)?)))
+        .ok_or_else(|| "expected HEIGHTxWIDTH in pixels, each 1 to 65535".into())
 }

@@ -214,7 +214,8 @@ pub fn text(
         t_q: states.make("t_q", DType::Act, [q, m.config.llm_config.hidden_size]),
     };
     let read = Read::Some { rows: &io.read, early: savings.last_layer_rows };
-    let h = llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, None, kv, read)?.expect("rows were asked for");
+    let h =
+        llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, None, kv, read)?.expect("rows were asked for");
     next_token(&mut g, &m.llm, &io.token, &h)?;
     g.push("t_q", copy(&io.t_q.all(), &h)?);
     Ok((g, io))
@@ -294,7 +295,13 @@ pub struct Whole {
 }
 
 /// One prompt of `t` tokens about one image, `q` slots, every row of every layer computed, the cross-attention as written.
-pub fn whole(m: &Model, states: &mut States, t: usize, q: usize, mask_pixels: usize) -> Result<(Graph, Whole)> {
+pub fn whole(
+    m: &Model,
+    states: &mut States,
+    t: usize,
+    q: usize,
+    mask_pixels: usize,
+) -> Result<(Graph, Whole)> {
     let mut g = Graph::new();
     let (side, size, d) = (m.config.patches(), m.config.force_image_size, m.decoder.width());
     let kv = states.kv_cache(&m.config, t);
@@ -307,7 +314,8 @@ pub fn whole(m: &Model, states: &mut States, t: usize, q: usize, mask_pixels: us
         masks: Masks::new(m, states, q, mask_pixels),
     };
     let (f_vit, images) = see(&mut g, m, &io.pixel_values)?;
-    let h = llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, Some(&images), &kv, Read::All)?.expect("all rows");
+    let h = llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, Some(&images), &kv, Read::All)?
+        .expect("all rows");
     let (f_llm, t_q) = (g.act("f_llm", [io.read.len(), h.shape[1]]), g.act("t_q", [q, h.shape[1]]));
     g.scope("dec");
     g.push("f_llm", gather_rows(&f_llm, &h, &io.read)?);

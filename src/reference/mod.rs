@@ -89,6 +89,14 @@ impl Weights<'_> {
     }
 }
 
+/// Whether this CPU multiplies bf16 natively ([`Precision::Bf16`]).
+pub fn has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
 /// bf16 to f32, exactly.
 #[inline]
 pub fn widen(out: &mut [f32], x: &[bf16]) {

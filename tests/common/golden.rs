@@ -1,34 +1,27 @@
 //! Golden tensors (tests/data/golden) and the synthetic checkpoint that they were made with.
 
-use mllmseg::checkpoint::Checkpoint;
+use mllmseg::checkpoint::{Checkpoint, synth};
 use mllmseg::dump::{Data, Value};
-use mllmseg::text::SpecialIds;
 use safetensors::SafeTensors;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-/// Special ids of the tiny golden cases (tiny-config.json).
-pub const TINY_SPECIAL: SpecialIds = SpecialIds {
-    bos: 1,
-    eos: 2,
-    im_start: 2036,
-    im_end: 2035,
-    img: 2037,
-    img_end: 2038,
-    img_context: 2039,
-    seg: Some(2046),
-    rej: Some(2047),
-};
-
 pub fn data(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(file)
 }
 
-/// The tiny synthetic checkpoint, seed 1; written once a test program.
+/// The tiny synthetic checkpoint that the golden cases were made with, seed 1; written once a test program.
 pub fn tiny() -> Arc<Checkpoint> {
-    static TINY: OnceLock<(Arc<Checkpoint>, Option<tempfile::TempDir>)> = OnceLock::new();
-    Arc::clone(&TINY.get_or_init(|| (Arc::new(Checkpoint::open("/tmp/tiny").unwrap()), None)).0)
+    static TINY: OnceLock<(Arc<Checkpoint>, tempfile::TempDir)> = OnceLock::new();
+    let write = || {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("tiny");
+        let spec = synth::Spec::read("tiny").unwrap();
+        synth::write(&spec, &dir, &synth::Options::default(), &mut |_, _| {}).unwrap();
+        (Arc::new(Checkpoint::open_dir(&dir).unwrap()), folder)
+    };
+    Arc::clone(&TINY.get_or_init(write).0)
 }
 
 /// One golden file.
@@ -101,7 +94,8 @@ impl Golden {
                 worst = (i * g.stride, e.abs());
             }
         }
-        let (relative, l2) = ((error / norm).sqrt(), values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt());
+        let (relative, l2) =
+            ((error / norm).sqrt(), values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt());
         eprintln!("{} {name}: {relative:.1e}", self.case);
         assert!(
             relative < bound && (l2 / g.l2 - 1.0).abs() < bound,
