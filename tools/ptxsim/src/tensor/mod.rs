@@ -9,7 +9,9 @@
 pub mod formats;
 pub mod ldmatrix;
 pub mod mma;
+pub mod tensormap;
 mod tile;
+pub mod tma;
 pub mod wgmma;
 pub mod wmma;
 
