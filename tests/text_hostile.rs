@@ -14,7 +14,9 @@ static T: LazyLock<Tokenizer> = LazyLock::new(|| Tokenizer::open(&data("8b")).un
 static P: LazyLock<Prompts<'static>> =
     LazyLock::new(|| Prompts::new(&T, None, 256, UserText::Plain).unwrap());
 
-/// How often the ids from `<|plugin|>` on, and `<unk>`, `<s>`, `</s>`, stand in `ids`.
+static DEMO_MODEL: LazyLock<Vec<u8>> = LazyLock::new(|| std::fs::read(data("demo/tokenizer.model")).unwrap());
+
+/// Those of `ids` that are `<unk>`, `<s>`, `</s>` or `<|plugin|>` and what follows it.
 fn specials(ids: &[TokenId]) -> Vec<TokenId> {
     ids.iter().copied().filter(|id| *id < 3 || *id >= 92538).collect()
 }
@@ -254,6 +256,21 @@ proptest! {
             prop_assert_eq!(seq.slots.len(), 2);
             prop_assert_eq!(specials(&seq.ids).len(), 5);
         }
+    }
+
+    /// The demo's model with bytes changed, taken out and put in: an error, or a tokenizer that works.
+    #[test]
+    fn mutated_models_never_panic(edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u8..3), 1..6)) {
+        let mut model = DEMO_MODEL.clone();
+        for (at, byte, what) in edits {
+            let at = at.index(model.len());
+            match what {
+                0 => model[at] = byte,
+                1 => model.insert(at, byte),
+                _ => drop(model.remove(at)),
+            }
+        }
+        let _ = fuzz_tokenizer_model(&model);
     }
 
     #[test]

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 const MAX_MODEL_BYTES: u64 = 32 << 20;
 /// Longest piece. InternLM2's longest has 128 characters; splitting one costs the square of its length.
 const MAX_PIECE_CHARS: usize = 256;
+/// Most merges that are kept; InternLM2's pieces have a few hundred thousand.
+const MAX_MERGES: usize = 4 << 20;
 
 /// What a piece is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,7 +165,10 @@ impl Pieces {
     ///
     /// Sentencepiece keeps no merges: it joins whichever neighbours make the best-scored piece. Pieces of other kinds
     /// never stand where two could be joined: user-defined ones are cut out first, the others never arise from characters.
-    pub fn merges(&self) -> Vec<(String, String)> {
+    ///
+    /// # Errors
+    /// [`Error::File`] if there are more than four million.
+    pub fn merges(&self) -> Result<Vec<(String, String)>> {
         let normal = |text: &str| {
             self.ids.get(text).filter(|&&id| self.rows[id as usize].kind == Kind::Normal).copied()
         };
@@ -176,9 +181,13 @@ impl Pieces {
                 }
             }
         }
+        if found.len() > MAX_MERGES {
+            let expected = format!("at most {MAX_MERGES} ways to join two pieces to one");
+            return Err(Error::file(&self.path, expected, found.len().to_string()));
+        }
         found.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2)));
         let text = |id: TokenId| self.rows[id as usize].text.clone();
-        found.into_iter().map(|(_, left, right)| (text(left), text(right))).collect()
+        Ok(found.into_iter().map(|(_, left, right)| (text(left), text(right))).collect())
     }
 }
 

@@ -1,9 +1,10 @@
 //! Text to token ids and back.
 
 use super::added::{Added, AddedTokens, field_error};
-use super::pieces::{Kind, Pieces};
+use super::pieces::{Kind, Piece, Pieces};
 use crate::checkpoint::json::{self, clip};
 use crate::{Error, Result};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::replace::Replace;
@@ -112,105 +113,45 @@ impl Tokenizer {
         })
     }
 
+    /// Pieces and the tokens beside them as a `tokenizers` BPE.
     fn from_pieces(mut pieces: Pieces, added: AddedTokens) -> Result<Self> {
-        let merges = pieces.merges(); // of normal pieces: before added tokens take names over
+        let merges = pieces.merges()?;
         let path = pieces.path.clone();
-        let count = pieces.rows.len();
-        let mut tokens: Vec<AddedToken> = Vec::new();
+        let surface = |p: &Piece| match p.kind {
+            Kind::Byte(byte) => Surface::Byte(byte),
+            Kind::Normal | Kind::UserDefined => Surface::Text(p.text.replace(SPACE, " ")),
+            Kind::Unknown | Kind::Control => Surface::Special(p.text.clone()),
+        };
+        let mut surfaces: Vec<Surface> = pieces.rows.iter().map(surface).collect();
         let mut aliases = Vec::new();
-        let mut surfaces: Vec<Surface> = pieces
-            .rows
-            .iter()
-            .map(|p| match p.kind {
-                Kind::Byte(byte) => Surface::Byte(byte),
-                Kind::Normal | Kind::UserDefined => Surface::Text(p.text.replace(SPACE, " ")),
-                Kind::Unknown | Kind::Control => Surface::Special(p.text.clone()),
-            })
-            .collect();
-
+        // Cut out of text before merging. Added tokens are special here even where the files do not say so: none may come
+        // from a user's text.
+        let mut cut = Vec::new();
+        let named: HashSet<String> = added.by_id.values().map(|(t, _)| t.content.clone()).collect();
         for (id, (token, file)) in added.by_id {
-            let field = clip(&token.content);
-            if token.content.chars().count() < 2 {
-                return Err(field_error(
-                    &file,
-                    field,
-                    "two characters at least (one could come from a user's text)",
-                    "one",
-                ));
+            if let Some(replaced) = place(&mut pieces, id, &token, &file, surfaces.len())? {
+                aliases.push((replaced, token.content.clone()));
             }
-            if let Some(&there) = pieces.ids.get(&token.content) {
-                if there != id {
-                    return Err(field_error(
-                        &file,
-                        field,
-                        format!("id {there}, the piece's in {}", path.display()),
-                        id,
-                    ));
-                }
-                let kind = pieces.rows[id as usize].kind;
-                if matches!(kind, Kind::Normal | Kind::Byte(_)) {
-                    return Err(field_error(
-                        &file,
-                        field,
-                        "no ordinary piece",
-                        format!("piece {id} of {}", path.display()),
-                    ));
-                }
-            } else if let Some(piece) = pieces.rows.get(id as usize) {
-                if piece.kind != Kind::UserDefined {
-                    let expected = format!(
-                        "a free id or a user-defined piece's ({} has {count} pieces)",
-                        path.display()
-                    );
-                    return Err(field_error(
-                        &file,
-                        field,
-                        expected,
-                        format!("{id}, which is `{}`", clip(&piece.text)),
-                    ));
-                }
-                pieces.ids.remove(&piece.text);
-                pieces.ids.insert(token.content.clone(), id);
-                aliases.push((piece.text.clone(), token.content.clone()));
-            } else if id as usize == surfaces.len() {
-                pieces.ids.insert(token.content.clone(), id);
-                surfaces.push(Surface::Special(String::new()));
-            } else {
-                return Err(field_error(
-                    &file,
-                    field,
-                    format!("id {} (no gap after the pieces)", surfaces.len()),
-                    id,
-                ));
+            let surface = if token.special { Surface::Special } else { Surface::Text }(token.content.clone());
+            match surfaces.get_mut(id as usize) {
+                Some(there) => *there = surface,
+                None => surfaces.push(surface),
             }
-            surfaces[id as usize] = if token.special {
-                Surface::Special(token.content.clone())
-            } else {
-                Surface::Text(token.content.clone())
-            };
-            // Special even where the files do not say so: an added token must never come from a user's text.
-            tokens.push(AddedToken {
-                single_word: token.single_word,
-                lstrip: token.lstrip,
-                rstrip: token.rstrip,
-                normalized: false,
-                special: true,
-                content: token.content,
-            });
+            cut.push(
+                AddedToken::from(token.content, true)
+                    .single_word(token.single_word)
+                    .lstrip(token.lstrip)
+                    .rstrip(token.rstrip),
+            );
         }
-        let named: std::collections::HashSet<&str> = tokens.iter().map(|t| t.content.as_str()).collect();
-        let mut more = Vec::new();
         for (id, piece) in pieces.rows.iter().enumerate() {
-            let special = match piece.kind {
-                Kind::Unknown | Kind::Control => true,
-                Kind::UserDefined if pieces.ids.get(&piece.text) == Some(&(id as TokenId)) => false,
-                _ => continue,
-            };
-            if !named.contains(piece.text.as_str()) {
-                more.push(AddedToken::from(piece.text.clone(), special).normalized(false));
+            let replaced = pieces.ids.get(&piece.text) != Some(&(id as TokenId));
+            let special = matches!(piece.kind, Kind::Unknown | Kind::Control);
+            let whole = special || piece.kind == Kind::UserDefined;
+            if whole && !replaced && !named.contains(&piece.text) {
+                cut.push(AddedToken::from(piece.text.clone(), special).normalized(false));
             }
         }
-        tokens.extend(more);
 
         let (bos, eos) = (added.bos.unwrap_or(pieces.bos), added.eos.unwrap_or(pieces.eos));
         let special = SpecialIds::find(&path, &bos, &eos, |name| pieces.ids.get(name).copied())?;
@@ -225,10 +166,9 @@ impl Tokenizer {
             .build()
             .map_err(failed)?;
         let mut parsed = tokenizers::Tokenizer::new(bpe);
-        parsed
-            .with_normalizer(Some(Replace::new(" ", SPACE.to_string()).map_err(failed)?))
-            .map_err(failed)?;
-        parsed.add_tokens(tokens).map_err(failed)?;
+        let spaces = Replace::new(" ", SPACE.to_string()).map_err(failed)?;
+        parsed.with_normalizer(Some(spaces)).map_err(failed)?;
+        parsed.add_tokens(cut).map_err(failed)?;
         Ok(Self {
             plain: plain(&parsed),
             vocab_size: surfaces.len(),
@@ -320,6 +260,9 @@ impl Tokenizer {
     /// text is exactly what the tokens stand for, as sentencepiece decodes it: the published class then also closes up
     /// spaces before punctuation and sets others around special tokens, which a stream could not do.
     pub fn decode(&self, ids: &[TokenId], skip_special: bool) -> String {
+        if self.surfaces.is_none() {
+            return self.parsed.decode(ids, skip_special).unwrap_or_default();
+        }
         let mut decoder = self.decoder(skip_special);
         let mut text: String = ids.iter().map(|&id| decoder.push(id)).collect();
         text.push_str(&decoder.finish());
@@ -338,6 +281,48 @@ impl Tokenizer {
             },
         })
     }
+}
+
+/// Gives an added token its id among the pieces' texts: one of its own (the `next` free one), that of the control piece of
+/// the same text, or a user-defined piece's, whose text is then returned (`[UNUSED_TOKEN_145]` is `<|im_end|>`).
+fn place(
+    pieces: &mut Pieces,
+    id: TokenId,
+    token: &Added,
+    file: &Path,
+    next: usize,
+) -> Result<Option<String>> {
+    let refuse =
+        |expected: String, found: String| Err(field_error(file, clip(&token.content), expected, found));
+    if token.content.chars().nth(1).is_none() {
+        return refuse("two characters at least (one could come from a user's text)".into(), "one".into());
+    }
+    let there = pieces.ids.get(&token.content).copied();
+    let path = pieces.path.display();
+    let replaced = match (there, pieces.rows.get(id as usize)) {
+        (Some(there), _) if there != id => {
+            return refuse(format!("id {there}, the piece's in {path}"), id.to_string());
+        }
+        (Some(_), Some(piece)) if matches!(piece.kind, Kind::Normal | Kind::Byte(_)) => {
+            return refuse("no ordinary piece".into(), format!("piece {id} of {path}"));
+        }
+        (Some(_), _) => None,
+        (None, Some(piece)) if piece.kind == Kind::UserDefined => Some(piece.text.clone()),
+        (None, Some(piece)) => {
+            let expected =
+                format!("a free id or a user-defined piece's ({path} has {} pieces)", pieces.rows.len());
+            return refuse(expected, format!("{id}, which is `{}`", clip(&piece.text)));
+        }
+        (None, None) if id as usize != next => {
+            return refuse(format!("id {next} (no gap after the pieces)"), id.to_string());
+        }
+        (None, None) => None,
+    };
+    if let Some(text) = &replaced {
+        pieces.ids.remove(text);
+    }
+    pieces.ids.insert(token.content.clone(), id);
+    Ok(replaced)
 }
 
 impl SpecialIds {
