@@ -134,3 +134,66 @@ pub struct Counters {
     /// By source line, in order.
     pub lines: Vec<LineCounters>,
 }
+
+impl Counters {
+    /// Adds another launch's counts; `async_in_flight_max` becomes the larger one.
+    pub fn add(&mut self, other: &Counters) {
+        self.total.add(other.total);
+        for (form, n) in &other.opcodes {
+            self.opcodes.entry(form.clone()).or_default().add(*n);
+        }
+        for (class, n) in &other.classes {
+            self.classes.entry(*class).or_default().add(*n);
+        }
+        for (shape, n) in &other.tensor {
+            let sum = self.tensor.entry(shape.clone()).or_default();
+            sum.ops += n.ops;
+            sum.flops += n.flops;
+        }
+        self.global_load.add(other.global_load);
+        self.global_store.add(other.global_store);
+        self.global_atomic.add(other.global_atomic);
+        self.distinct_bytes += other.distinct_bytes;
+        self.shared_load.add(other.shared_load);
+        self.shared_store.add(other.shared_store);
+        self.atomics += other.atomics;
+        self.barriers += other.barriers;
+        self.async_bytes += other.async_bytes;
+        self.async_in_flight_max = self.async_in_flight_max.max(other.async_in_flight_max);
+        for line in &other.lines {
+            match self.lines.binary_search_by(|l| (&l.file, l.line).cmp(&(&line.file, line.line))) {
+                Ok(i) => {
+                    let sum = &mut self.lines[i];
+                    sum.ops.add(line.ops);
+                    sum.global_load.add(line.global_load);
+                    sum.global_store.add(line.global_store);
+                    sum.shared.add(line.shared);
+                }
+                Err(i) => self.lines.insert(i, line.clone()),
+            }
+        }
+    }
+}
+
+impl OpCounters {
+    fn add(&mut self, other: OpCounters) {
+        self.warps += other.warps;
+        self.lanes += other.lanes;
+    }
+}
+
+impl GlobalCounters {
+    fn add(&mut self, other: GlobalCounters) {
+        self.requests += other.requests;
+        self.sectors += other.sectors;
+        self.bytes += other.bytes;
+    }
+}
+
+impl SharedCounters {
+    fn add(&mut self, other: SharedCounters) {
+        self.requests += other.requests;
+        self.wavefronts += other.wavefronts;
+        self.ideal += other.ideal;
+    }
+}

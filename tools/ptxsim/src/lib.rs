@@ -48,7 +48,7 @@ pub use counters::{
     Class, Counters, GlobalCounters, LineCounters, OpCounters, SharedCounters, TensorCounters,
 };
 pub use error::{Error, Result};
-pub use gpu::GpuSpec;
+pub use gpu::{GpuSpec, Occupancy, Roofline};
 pub use launch::{Arg, LaunchConfig, Options, launch};
 pub use memory::{AllocInfo, AllocKind, Memory, MemoryStats};
 pub use module::{Form, KernelInfo, LoadedModule, Module, ParamInfo, SymbolInfo};

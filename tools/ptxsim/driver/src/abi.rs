@@ -194,27 +194,30 @@ pub unsafe fn text(at: *const c_char) -> Result<String> {
 /// function returns. `name / variant(...)` also exports `variant`, for which the null stream is the thread's own.
 /// Each block also defines `symbols()`, the addresses by name.
 macro_rules! api {
-    ($(
-        $(#[$meta:meta])*
-        fn $name:ident $(/ $variant:ident)? ($($arg:ident: $ty:ty),* $(,)?) $body:block
-    )*) => {
+    (@one $(#[$meta:meta])* $name:ident ($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
+        $(#[$meta])*
+        #[allow(non_snake_case, clippy::too_many_arguments)]
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name($($arg: $ty),*) -> $crate::errors::CUresult {
+            // SAFETY: the program keeps the driver API's contract: pointers are null or valid for what they are
+            // declared as. Handles and device addresses are looked up, never followed.
+            #[allow(unused_unsafe)]
+            $crate::abi::enter(stringify!($name), || unsafe { $body })
+        }
+    };
+    (@variant [] $name:ident $args:tt) => {};
+    (@variant [$variant:ident] $name:ident ($($arg:ident: $ty:ty),* $(,)?)) => {
+        #[allow(non_snake_case, clippy::too_many_arguments)]
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $variant($($arg: $ty),*) -> $crate::errors::CUresult {
+            // SAFETY: the same contract.
+            $crate::abi::per_thread(|| unsafe { $name($($arg),*) })
+        }
+    };
+    ($($(#[$meta:meta])* fn $name:ident $(/ $variant:ident)? ($($args:tt)*) $body:block)*) => {
         $(
-            $(#[$meta])*
-            #[allow(non_snake_case, clippy::too_many_arguments)]
-            #[unsafe(no_mangle)]
-            pub unsafe extern "C" fn $name($($arg: $ty),*) -> $crate::errors::CUresult {
-                // SAFETY: the program keeps the driver API's contract: pointers are null or valid for what they are
-                // declared as. Handles and device addresses are looked up, never followed.
-                $crate::abi::enter(stringify!($name), || unsafe { $body })
-            }
-            $(
-                #[allow(non_snake_case, clippy::too_many_arguments)]
-                #[unsafe(no_mangle)]
-                pub unsafe extern "C" fn $variant($($arg: $ty),*) -> $crate::errors::CUresult {
-                    // SAFETY: the same contract.
-                    $crate::abi::per_thread(|| unsafe { $name($($arg),*) })
-                }
-            )?
+            $crate::abi::api!(@one $(#[$meta])* $name ($($args)*) $body);
+            $crate::abi::api!(@variant [$($variant)?] $name ($($args)*));
         )*
         /// Name and address of each function above.
         pub fn symbols() -> Vec<(&'static str, $crate::abi::Symbol)> {

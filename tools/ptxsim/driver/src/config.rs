@@ -131,7 +131,10 @@ mod tests {
             ("PTXSIM_CHECKS", "all,-uninit"),
             ("PTXSIM_THREADS", "2"),
             ("PTXSIM_SEED", "9"),
-            ("PTXSIM_FAIL", "cuMemAlloc_v2:3=CUDA_ERROR_OUT_OF_MEMORY, cuLaunchKernel=CUDA_ERROR_LAUNCH_FAILED"),
+            (
+                "PTXSIM_FAIL",
+                "cuMemAlloc_v2:3=CUDA_ERROR_OUT_OF_MEMORY, cuLaunchKernel=CUDA_ERROR_LAUNCH_FAILED",
+            ),
         ])
         .unwrap();
         assert_eq!((c.devices, c.gpu.name, c.memory, c.threads, c.seed), (4, "h100", 2 << 30, 2, 9));

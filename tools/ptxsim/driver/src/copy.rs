@@ -85,7 +85,9 @@ impl Copy {
             return Ok(());
         }
         let overlap = |pitch: usize, slice: usize| {
-            (self.height > 1 && pitch < self.width) || (self.depth > 1 && slice < pitch.saturating_mul(self.height - 1).saturating_add(self.width))
+            (self.height > 1 && pitch < self.width)
+                || (self.depth > 1
+                    && slice < pitch.saturating_mul(self.height - 1).saturating_add(self.width))
         };
         if overlap(self.dst_pitch, self.dst_slice) || overlap(self.src_pitch, self.src_slice) {
             return Err(CUDA_ERROR_INVALID_VALUE);
@@ -129,13 +131,15 @@ impl Copy {
         if self.is_empty() {
             return Ok(());
         }
-        let packed = |pitch, slice| pitch == self.width && (self.depth == 1 || slice == self.width * self.height);
+        let packed =
+            |pitch, slice| pitch == self.width && (self.depth == 1 || slice == self.width * self.height);
         if packed(self.dst_pitch, self.dst_slice) && packed(self.src_pitch, self.src_slice) {
             return move_bytes(&self.dst, &self.src, 0, self.width * self.height * self.depth);
         }
         for z in 0..self.depth {
             for y in 0..self.height {
-                let (d, s) = (z * self.dst_slice + y * self.dst_pitch, z * self.src_slice + y * self.src_pitch);
+                let (d, s) =
+                    (z * self.dst_slice + y * self.dst_pitch, z * self.src_slice + y * self.src_pitch);
                 let taken = if matches!(self.src, Place::Taken(_)) { s } else { 0 };
                 move_bytes(&self.dst.plus(d as u64), &self.src.plus(s as u64), taken, self.width)?;
             }
@@ -166,7 +170,9 @@ impl Fill {
         let size = self.pattern.len();
         let row = self.width.checked_mul(size).ok_or(CUDA_ERROR_INVALID_VALUE)?;
         let rows = self.height > 1;
-        if !self.dst.is_multiple_of(size as u64) || (rows && (self.pitch < row || !self.pitch.is_multiple_of(size))) {
+        if !self.dst.is_multiple_of(size as u64)
+            || (rows && (self.pitch < row || !self.pitch.is_multiple_of(size)))
+        {
             return Err(CUDA_ERROR_INVALID_VALUE);
         }
         let span = (self.height - 1).checked_mul(self.pitch).and_then(|s| s.checked_add(row));

@@ -9,7 +9,7 @@ pub type Result<T, E = CUresult> = std::result::Result<T, E>;
 
 macro_rules! results {
     ($($name:ident = $code:literal, $text:literal;)*) => {
-        $(pub const $name: CUresult = $code;)*
+        $(#[allow(dead_code)] pub const $name: CUresult = $code;)*
         const TABLE: &[(CUresult, &CStr, &CStr)] = &[$((
             $code,
             match CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) { Ok(s) => s, Err(_) => c"" },
@@ -131,9 +131,4 @@ pub fn describe(code: CUresult) -> Option<(&'static CStr, &'static CStr)> {
 /// The code with that name (`CUDA_ERROR_OUT_OF_MEMORY`).
 pub fn by_name(name: &str) -> Option<CUresult> {
     TABLE.iter().find(|row| row.1.to_bytes() == name.as_bytes()).map(|row| row.0)
-}
-
-/// The name of a code, for messages.
-pub fn name(code: CUresult) -> String {
-    describe(code).map_or_else(|| format!("error {code}"), |(name, _)| name.to_string_lossy().into_owned())
 }

@@ -42,6 +42,12 @@ impl<T> Table<T> {
         lock(&self.0).insert(handle, object.clone());
         object
     }
+    /// Keeps an object for a handle that was chosen before.
+    pub fn insert_as(&self, handle: usize, object: T) -> Arc<T> {
+        let object = Arc::new(object);
+        lock(&self.0).insert(handle, object.clone());
+        object
+    }
     /// The object of that handle.
     ///
     /// # Errors
@@ -104,6 +110,7 @@ pub struct Device {
     pub gpu: &'static GpuSpec,
     pub memory: Memory,
     pub primary: Mutex<Primary>,
+    primary_handle: usize,
     /// Handles of its default pool and of the pool that `cuMemAllocAsync` uses now.
     pub default_pool: usize,
     pub current_pool: AtomicUsize,
@@ -127,13 +134,10 @@ pub struct Context {
     fault: Mutex<Option<CUresult>>,
     /// Device memory that it owns: address to (bytes, pool or 0).
     pub allocations: Mutex<BTreeMap<u64, (u64, usize)>>,
-    pub legacy: OnceLock<Arc<Stream>>,
     pub per_thread: Mutex<HashMap<std::thread::ThreadId, Arc<Stream>>>,
     pub limits: Mutex<BTreeMap<u32, usize>>,
     pub cache_config: AtomicU32,
     pub shared_config: AtomicU32,
-    /// Contexts whose memory it may use.
-    pub peers: Mutex<Vec<usize>>,
 }
 
 static DRIVER: OnceLock<Driver> = OnceLock::new();
@@ -158,6 +162,7 @@ pub fn init() -> Result<()> {
                     gpu: config.gpu,
                     memory: Memory::with_base(config.memory, ordinal as u32),
                     primary: Mutex::default(),
+                    primary_handle: new_handle(),
                     default_pool: pool.handle,
                     current_pool: AtomicUsize::new(pool.handle),
                 }
@@ -250,23 +255,22 @@ pub fn pop_current() -> Option<usize> {
 }
 
 impl Context {
-    /// A context on a device, known under its handle.
-    pub fn create(device: usize, flags: u32, primary: bool) -> Result<Arc<Context>> {
-        let context = driver()?.contexts.insert(|handle| Context {
+    /// A context on a device, known under its handle; a primary one has the same handle each time.
+    pub fn create(device: &Device, flags: u32, primary: bool) -> Result<Arc<Context>> {
+        let handle = if primary { device.primary_handle } else { new_handle() };
+        let context = Context {
             handle,
-            device,
+            device: device.ordinal,
             primary,
             flags: AtomicU32::new(flags),
             fault: Mutex::default(),
             allocations: Mutex::default(),
-            legacy: OnceLock::new(),
             per_thread: Mutex::default(),
             limits: Mutex::default(),
             cache_config: AtomicU32::new(0),
             shared_config: AtomicU32::new(0),
-            peers: Mutex::default(),
-        });
-        Ok(context)
+        };
+        Ok(driver()?.contexts.insert_as(handle, context))
     }
 
     /// Its device.
@@ -298,6 +302,7 @@ impl Context {
         let driver = driver()?;
         queue::wait(queue::last());
         driver.contexts.remove(self.handle)?;
+        lock(&self.per_thread).clear();
         driver.streams.remove_where(|s| s.context.handle == self.handle);
         driver.events.remove_where(|e| e.context.handle == self.handle);
         driver.functions.remove_where(|f| f.module.context.handle == self.handle);
@@ -314,7 +319,9 @@ impl Context {
             if pool == 0 && driver.config.checks.has(Checks::LEAK) {
                 record::report(Report {
                     kind: ReportKind::Leak,
-                    message: format!("{bytes} bytes at {addr:#x} are still allocated when their context ends"),
+                    message: format!(
+                        "{bytes} bytes at {addr:#x} are still allocated when their context ends"
+                    ),
                     kernel: String::new(),
                     place: Default::default(),
                     block: [0; 3],

@@ -31,7 +31,7 @@ pub struct Stream {
     pub context: Arc<Context>,
     pub flags: u32,
     pub priority: i32,
-    /// The context's legacy default stream.
+    /// The context's legacy default stream. It has no state of its own.
     pub legacy: bool,
     /// Number of the operation submitted last.
     last: AtomicU64,
@@ -81,14 +81,25 @@ pub enum Work {
     Kernel(Arc<Launch>),
     Copy(Copy),
     Fill(Fill),
-    Host { function: HostFn, data: usize },
-    Callback { function: StreamCallback, stream: usize, data: usize },
+    Host {
+        function: HostFn,
+        data: usize,
+    },
+    Callback {
+        function: StreamCallback,
+        stream: usize,
+        data: usize,
+    },
     Record(Arc<Event>),
     /// Submission order already makes it so: see [`queue`].
     Wait(Arc<Event>),
     /// Its memory was allocated when it was submitted.
-    Alloc { address: u64, bytes: u64 },
-    Free { address: u64 },
+    Alloc {
+        address: u64,
+    },
+    Free {
+        address: u64,
+    },
     Child(Arc<Graph>),
     Empty,
 }
@@ -281,8 +292,7 @@ pub fn stream(handle: usize) -> Result<Arc<Stream>> {
     match handle {
         0 | LEGACY => {
             let context = context()?;
-            let make = || Arc::new(Stream::new(LEGACY, &context, 0, 0, true));
-            Ok(context.legacy.get_or_init(make).clone())
+            Ok(Arc::new(Stream::new(LEGACY, &context, 0, 0, true)))
         }
         PER_THREAD => {
             let context = context()?;
@@ -363,7 +373,11 @@ fn wait_event(stream: &Stream, event: &Event) -> Result<()> {
 
 fn begin(stream: &Arc<Stream>, graph: Arc<Graph>, after: Vec<usize>, mode: u32) -> Result<()> {
     if stream.legacy || mode > RELAXED {
-        return Err(if stream.legacy { CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED } else { CUDA_ERROR_INVALID_VALUE });
+        return Err(if stream.legacy {
+            CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+        } else {
+            CUDA_ERROR_INVALID_VALUE
+        });
     }
     let mut capturing = lock(&stream.capturing);
     if capturing.is_some() {
@@ -409,9 +423,10 @@ fn end(stream: &Arc<Stream>) -> Result<Arc<Graph>> {
         }
     }
     lock(&driver.captures).retain(|c| !Arc::ptr_eq(c, &capture));
-    capture.check()?;
-    if unjoined {
-        return Err(CUDA_ERROR_STREAM_CAPTURE_UNJOINED);
+    let result = if unjoined { Err(CUDA_ERROR_STREAM_CAPTURE_UNJOINED) } else { Ok(()) };
+    if let Err(code) = capture.check().and(result) {
+        capture.graph.destroy()?;
+        return Err(code);
     }
     Ok(capture.graph.clone())
 }

@@ -1,0 +1,84 @@
+//! Fat binaries: containers of PTX and machine code for several architectures. Only the PTX is of use here.
+//!
+//! The layout is not documented by NVIDIA; this follows what nvcc 13.0 and `fatbinary` write: a header (magic, version,
+//! header bytes, payload bytes), then entries (kind, header bytes, payload bytes, compressed bytes, architecture, flags,
+//! uncompressed bytes), each followed by its payload.
+
+use std::io::Read;
+
+/// First word of a fat binary.
+pub const MAGIC: u32 = 0xba55_ed50;
+/// First word of the structure that compiled-in fat binaries are reached through (`__fatBinC_Wrapper_t`).
+pub const WRAPPER: u32 = 0x4662_43b1;
+
+const PTX: u16 = 1;
+const LZ4: u64 = 0x2000;
+const ZSTD: u64 = 0x8000;
+/// More than any real module: guards against a forged size.
+const MAX_PTX: u64 = 1 << 30;
+
+/// Bytes of the fat binary that starts with `header` (at least 16 bytes).
+pub fn total_bytes(header: &[u8]) -> Option<usize> {
+    let (head, payload) = (u16_at(header, 6)?, u64_at(header, 8)?);
+    usize::try_from(payload).ok()?.checked_add(head.into()).filter(|n| *n as u64 <= MAX_PTX)
+}
+
+/// The PTX in a fat binary: architecture (80 for sm_80) and text, in order.
+///
+/// # Errors
+/// What is malformed.
+pub fn ptx(bytes: &[u8]) -> Result<Vec<(u32, String)>, String> {
+    let cut = |what: &str| format!("fat binary: {what} is cut off");
+    if u32_at(bytes, 0) != Some(MAGIC) {
+        return Err("fat binary: wrong magic number".into());
+    }
+    let end = total_bytes(bytes).ok_or_else(|| cut("header"))?.min(bytes.len());
+    let mut at = u16_at(bytes, 6).ok_or_else(|| cut("header"))? as usize;
+    let mut found = Vec::new();
+    while at < end {
+        let entry = &bytes[at..end];
+        let field = || cut("entry");
+        let kind = u16_at(entry, 0).ok_or_else(field)?;
+        let head = u32_at(entry, 4).ok_or_else(field)? as usize;
+        let payload = usize::try_from(u64_at(entry, 8).ok_or_else(field)?).map_err(|_| field())?;
+        let packed = u32_at(entry, 16).ok_or_else(field)? as usize;
+        let arch = u32_at(entry, 28).ok_or_else(field)?;
+        let flags = u64_at(entry, 40).ok_or_else(field)?;
+        let unpacked = u64_at(entry, 56).ok_or_else(field)?;
+        let next = head.checked_add(payload).filter(|n| *n >= 64).ok_or_else(field)?;
+        if kind == PTX {
+            let data = entry.get(head..next).ok_or_else(|| cut("PTX"))?;
+            let compressed = data.get(..packed).filter(|_| packed > 0).unwrap_or(data);
+            let text = if flags & (LZ4 | ZSTD) == 0 {
+                data.to_vec()
+            } else if unpacked > MAX_PTX {
+                return Err(format!("fat binary: PTX of {unpacked} bytes"));
+            } else if flags & ZSTD != 0 {
+                let mut text = Vec::new();
+                let decoder = ruzstd::decoding::StreamingDecoder::new(compressed);
+                let decoder = decoder.map_err(|e| format!("fat binary: compressed PTX: {e}"))?;
+                let read = decoder.take(unpacked).read_to_end(&mut text);
+                read.map_err(|e| format!("fat binary: compressed PTX: {e}"))?;
+                text
+            } else {
+                lz4_flex::block::decompress(compressed, unpacked as usize)
+                    .map_err(|e| format!("fat binary: compressed PTX: {e}"))?
+            };
+            let text = text.split(|b| *b == 0).next().unwrap_or_default().to_vec();
+            let text = String::from_utf8(text).map_err(|_| "fat binary: PTX that is no text".to_owned())?;
+            found.push((arch, text));
+        }
+        at += next;
+    }
+    Ok(found)
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
