@@ -14,13 +14,15 @@ const MAX_LINE_BYTES: u64 = 64 << 20;
 ///
 /// Reads JSON lines on stdin and writes each object back with what was asked for added to it:
 ///
-///   {"text": "left cat"}        -> `ids` of the text alone
-///   {"prompt": "<s><|im_start|>system..."} -> `ids` of a whole prompt: <s> is put in front if it is not there
-///   {"ids": [2512, 8383]}       -> `text`, with --decode
+///   {"text": "left cat"}      -> `ids` of the text alone
+///   {"prompt": "<s>..."}      -> `ids` of a whole prompt; a missing <s> is put in front
+///   {"ids": [2512, 8383]}     -> `text`, with --decode
 ///
-/// The text of a special token becomes that token here, as in the published tokenizer (`segment` treats what a user
-/// writes as text). A bad line is reported on stderr with its number; the others go on.
+/// The text of a special token becomes that token here, as in the published tokenizer
+/// (`segment` treats what a user writes as text). A bad line is reported on stderr with
+/// its number; the others go on.
 #[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
 pub struct Args {
     /// Checkpoint: a folder, or ORG/NAME in the Hugging Face cache
     #[arg(long, value_name = "DIR|HF_REPO")]
