@@ -1,6 +1,6 @@
 //! Picture files to RGB, as Pillow 11.3's `Image.open(f).convert("RGB")` gives them.
 
-use super::{Rgb, jpeg};
+use super::{Rgb, gif, jpeg, tiff};
 use crate::{Error, Result};
 use ::image::metadata::Orientation;
 use ::image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader};
@@ -36,10 +36,13 @@ pub fn read(path: &Path, limits: &Limits, exif: bool) -> Result<Rgb> {
 }
 
 /// A picture file's bytes to RGB. The format is found from the content, never from a name; `exif` turns and mirrors
-/// the picture as its EXIF orientation says (the published preprocessing does not).
+/// the picture as its EXIF orientation says (the published preprocessing does not; TIFF is always turned, as Pillow
+/// does when it opens one).
 ///
-/// JPEG, PNG, WebP, BMP, TIFF, GIF (the first frame); what has an alpha channel loses it, whatever colour lies below.
-/// 16-bit colour keeps the high byte.
+/// The result is Pillow's, byte for byte: what has an alpha channel loses it, whatever colour lies below; 16-bit
+/// colour keeps the high byte; 16-bit gray is clipped to 255, not scaled; CMYK is converted without
+/// its profile; of a GIF, WebP or APNG animation the first frame is taken. Known to differ: BMP of 16 bits a pixel (by
+/// 1), JPEG inside TIFF (by 1 or 2), CMYK TIFF of 16 bits; not read: TIFF in L*a*b*, with LZMA, or YCbCr without JPEG.
 ///
 /// # Errors
 /// [`Error::Image`] with `name` if the bytes are no such file, are damaged or cut short, or are over a limit.
@@ -53,13 +56,12 @@ pub fn decode(bytes: &[u8], name: &str, limits: &Limits, exif: bool) -> Result<R
     }
     let (rgb, orientation) = match ::image::guess_format(bytes) {
         Ok(ImageFormat::Jpeg) => jpeg::decode(&file)?,
-        Ok(
-            format @ (ImageFormat::Png
-            | ImageFormat::WebP
-            | ImageFormat::Bmp
-            | ImageFormat::Tiff
-            | ImageFormat::Gif),
-        ) => other(&file, format)?,
+        Ok(ImageFormat::Gif) => (gif::decode(&file)?, Orientation::NoTransforms),
+        Ok(ImageFormat::Tiff) => {
+            let (rgb, orientation) = tiff::decode(&file)?;
+            return Ok(oriented(rgb, orientation));
+        }
+        Ok(format @ (ImageFormat::Png | ImageFormat::WebP | ImageFormat::Bmp)) => other(&file, format)?,
         Ok(format) => return Err(file.error(FORMATS, format!("{format:?}"))),
         Err(_) => return Err(file.error(FORMATS, "none of these")),
     };
@@ -90,7 +92,7 @@ impl File<'_> {
     }
 }
 
-/// Everything but JPEG.
+/// PNG, WebP, BMP.
 fn other(file: &File, format: ImageFormat) -> Result<(Rgb, Orientation)> {
     let bad = |e: ImageError| {
         // The codec's message may span lines; an error is one.
@@ -107,8 +109,25 @@ fn other(file: &File, format: ImageFormat) -> Result<(Rgb, Orientation)> {
     let (width, height) = (width as usize, height as usize);
     file.check_size(width, height)?;
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let data = DynamicImage::from_decoder(decoder).map_err(bad)?.into_rgb8().into_raw();
+    // `into_rgb8` would scale 16 bits to 8 with rounding, where Pillow takes the high byte, and clips gray.
+    let high = |v: &u16| (v >> 8) as u8;
+    let data = match DynamicImage::from_decoder(decoder).map_err(bad)? {
+        DynamicImage::ImageLuma16(gray) => gray.iter().flat_map(|&v| [v.min(255) as u8; 3]).collect(),
+        DynamicImage::ImageLumaA16(x) => x.pixels().flat_map(|p| [high(&p.0[0]); 3]).collect(),
+        DynamicImage::ImageRgb16(x) => x.iter().map(high).collect(),
+        DynamicImage::ImageRgba16(x) => x.pixels().flat_map(|p| [0, 1, 2].map(|c| high(&p.0[c]))).collect(),
+        image => image.into_rgb8().into_raw(),
+    };
     Ok((Rgb { width, height, data }, orientation))
+}
+
+/// `R = max(0, (255 - K) - C * (255 - K) / 255)`, the division rounded: Pillow's conversion, without profiles.
+pub(super) fn cmyk_to_rgb([c, m, y, k]: [u8; 4]) -> [u8; 3] {
+    let white = u32::from(255 - k);
+    [c, m, y].map(|v| {
+        let product = u32::from(v) * white + 128;
+        white.saturating_sub(((product >> 8) + product) >> 8) as u8
+    })
 }
 
 fn oriented(rgb: Rgb, orientation: Orientation) -> Rgb {

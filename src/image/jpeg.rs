@@ -2,7 +2,7 @@
 //! colour tables as Pillow's libjpeg-turbo, and so the same bytes, which the pure-Rust decoders do not give.
 
 use super::Rgb;
-use super::decode::File;
+use super::decode::{File, cmyk_to_rgb};
 use crate::Result;
 use ::image::metadata::Orientation;
 use mozjpeg::{ColorSpace, Decompress, Marker};
@@ -56,21 +56,12 @@ fn decompress(file: &File, source: Source) -> io::Result<Result<(Rgb, Orientatio
         3 => jpeg.to_colorspace(ColorSpace::JCS_RGB)?.read_scanlines::<u8>()?,
         4 => {
             let cmyk = jpeg.to_colorspace(ColorSpace::JCS_CMYK)?.read_scanlines::<[u8; 4]>()?;
-            cmyk.into_iter().flat_map(inverted_cmyk_to_rgb).collect()
+            // Stored inverted, as Adobe does and Pillow always assumes.
+            cmyk.into_iter().flat_map(|p| cmyk_to_rgb(p.map(|v| 255 - v))).collect()
         }
         n => return Ok(Err(file.error("1, 3 or 4 colour components in a JPEG file", n.to_string()))),
     };
     Ok(Ok((Rgb { width, height, data }, orientation)))
-}
-
-/// `R = clip((255 - K) - C * (255 - K) / 255)` with the file's values inverted first, as Adobe writes them and Pillow
-/// always assumes; the division rounds as Pillow's `MULDIV255`.
-fn inverted_cmyk_to_rgb([c, m, y, k]: [u8; 4]) -> [u8; 3] {
-    let white = u32::from(k); // 255 - K, where K = 255 - k
-    [c, m, y].map(|v| {
-        let product = (255 - u32::from(v)) * white + 128;
-        white.saturating_sub(((product >> 8) + product) >> 8) as u8
-    })
 }
 
 /// The file's bytes for libjpeg. Its end is an error (libjpeg would go on with gray), and is remembered.

@@ -5,12 +5,14 @@
 //! results.
 
 mod decode;
+mod gif;
 mod jpeg;
 mod mask;
 mod overlay;
 mod preprocess;
 mod resize;
 mod rle;
+mod tiff;
 
 pub use decode::{Limits, decode, read};
 pub use mask::Mask;

@@ -2,6 +2,7 @@
 
 use super::Rgb;
 use crate::{Error, Result};
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 /// Fixed-point bits of a coefficient (Pillow's `PRECISION_BITS`): sums of products with u8 stay below 2^31.
@@ -87,25 +88,24 @@ fn resize_across(src: &Rgb, width: usize) -> Rgb {
     let rows = data.par_chunks_exact_mut(3 * width).zip(src.data.par_chunks_exact(3 * src.width));
     rows.for_each_init(
         || vec![0i32; 3 * src.width],
-        |planes, (y, x)| {
-            // Each colour by itself, so that the products run over neighbours.
-            let (red, rest) = planes.split_at_mut(src.width);
-            let (green, blue) = rest.split_at_mut(src.width);
-            for (i, p) in x.as_chunks::<3>().0.iter().enumerate() {
-                (red[i], green[i], blue[i]) = (p[0].into(), p[1].into(), p[2].into());
-            }
-            for ((y, &first), w) in
-                y.as_chunks_mut::<3>().0.iter_mut().zip(&kernel.first).zip(&kernel.weights)
-            {
-                *y = [&*red, green, blue].map(|plane| clip(HALF + dot(&plane[first..first + w.len()], w)));
-            }
-        },
+        |planes, (y, x)| across(y, x, planes, &kernel),
     );
     Rgb { width, height: src.height, data }
 }
 
-fn dot(x: &[i32], w: &[i32]) -> i32 {
-    x.iter().zip(w).map(|(x, w)| x * w).sum()
+/// One row `x` to one row `y`; `planes` is room for `x`.
+#[multiversion(targets("x86_64+avx2"))]
+fn across(y: &mut [u8], x: &[u8], planes: &mut [i32], kernel: &Kernel) {
+    // Each colour by itself, so that the products run over neighbours.
+    let (red, rest) = planes.split_at_mut(x.len() / 3);
+    let (green, blue) = rest.split_at_mut(x.len() / 3);
+    for (((r, g), b), p) in red.iter_mut().zip(&mut *green).zip(&mut *blue).zip(x.as_chunks::<3>().0) {
+        (*r, *g, *b) = (p[0].into(), p[1].into(), p[2].into());
+    }
+    let dot = |x: &[i32], w: &[i32]| x.iter().zip(w).map(|(x, w)| x * w).sum::<i32>();
+    for ((y, &first), w) in y.as_chunks_mut::<3>().0.iter_mut().zip(&kernel.first).zip(&kernel.weights) {
+        *y = [&*red, green, blue].map(|plane| clip(HALF + dot(&plane[first..first + w.len()], w)));
+    }
 }
 
 /// `(H, W, 3)` to `(height, W, 3)`.
@@ -116,17 +116,21 @@ fn resize_down(src: &Rgb, height: usize) -> Rgb {
     let rows = data.par_chunks_exact_mut(line).zip(&kernel.first).zip(&kernel.weights);
     rows.for_each_init(
         || vec![0i32; line],
-        |sums, ((y, &first), weights)| {
-            sums.fill(HALF);
-            for (x, &w) in src.data.chunks_exact(line).skip(first).zip(weights) {
-                for (sum, &x) in sums.iter_mut().zip(x) {
-                    *sum += i32::from(x) * w;
-                }
-            }
-            for (y, &sum) in y.iter_mut().zip(&*sums) {
-                *y = clip(sum);
-            }
-        },
+        |sums, ((y, &first), weights)| down(y, &src.data[first * line..], sums, weights),
     );
     Rgb { width: src.width, height, data }
+}
+
+/// The rows at the beginning of `x`, as many as there are `weights`, to one row `y`; `sums` is room for a row.
+#[multiversion(targets("x86_64+avx2"))]
+fn down(y: &mut [u8], x: &[u8], sums: &mut [i32], weights: &[i32]) {
+    sums.fill(HALF);
+    for (x, &w) in x.chunks_exact(sums.len()).zip(weights) {
+        for (sum, &x) in sums.iter_mut().zip(x) {
+            *sum += i32::from(x) * w;
+        }
+    }
+    for (y, &sum) in y.iter_mut().zip(&*sums) {
+        *y = clip(sum);
+    }
 }
