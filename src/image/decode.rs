@@ -94,10 +94,12 @@ impl File<'_> {
 
 /// PNG, WebP, BMP.
 fn other(file: &File, format: ImageFormat) -> Result<(Rgb, Orientation)> {
-    let bad = |e: ImageError| {
+    let bad = |e: ImageError| match e {
+        ImageError::Limits(_) => {
+            file.error(format!("1 to {} pixels", file.limits.max_pixels), "a larger picture")
+        }
         // The codec's message may span lines; an error is one.
-        let why = e.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-        file.error(format!("a whole {format:?} file"), why)
+        e => file.error(format!("a whole {format:?} file"), one_line(&e.to_string())),
     };
     let mut reader = ImageReader::with_format(Cursor::new(file.bytes), format);
     let mut limits = ::image::Limits::no_limits();
@@ -140,4 +142,9 @@ fn oriented(rgb: Rgb, orientation: Orientation) -> Rgb {
     image.apply_orientation(orientation);
     let (width, height) = (image.width() as usize, image.height() as usize);
     Rgb { width, height, data: image.into_rgb8().into_raw() }
+}
+
+/// `s` with every run of spaces and line breaks as one space.
+pub(super) fn one_line(s: &str) -> String {
+    s.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -48,18 +48,20 @@ fn decompress(file: &File, source: Source) -> io::Result<Result<(Rgb, Orientatio
         .find_map(|m| m.data.strip_prefix(b"Exif\0\0"))
         .and_then(Orientation::from_exif_chunk)
         .unwrap_or(Orientation::NoTransforms);
-    let data = match jpeg.components().len() {
-        1 => {
-            let gray = jpeg.to_colorspace(ColorSpace::JCS_GRAYSCALE)?.read_scanlines::<u8>()?;
-            gray.into_iter().flat_map(|v| [v; 3]).collect()
-        }
-        3 => jpeg.to_colorspace(ColorSpace::JCS_RGB)?.read_scanlines::<u8>()?,
-        4 => {
-            let cmyk = jpeg.to_colorspace(ColorSpace::JCS_CMYK)?.read_scanlines::<[u8; 4]>()?;
-            // Stored inverted, as Adobe does and Pillow always assumes.
-            cmyk.into_iter().flat_map(|p| cmyk_to_rgb(p.map(|v| 255 - v))).collect()
-        }
+    let channels = jpeg.components().len();
+    let mut jpeg = match channels {
+        1 => jpeg.to_colorspace(ColorSpace::JCS_GRAYSCALE)?,
+        3 => jpeg.to_colorspace(ColorSpace::JCS_RGB)?,
+        4 => jpeg.to_colorspace(ColorSpace::JCS_CMYK)?,
         n => return Ok(Err(file.error("1, 3 or 4 colour components in a JPEG file", n.to_string()))),
+    };
+    let samples = jpeg.read_scanlines::<u8>()?;
+    jpeg.finish()?; // which wants the end marker, as Pillow does
+    let data = match channels {
+        1 => samples.into_iter().flat_map(|v| [v; 3]).collect(),
+        // Stored inverted, as Adobe does and Pillow always assumes.
+        4 => samples.as_chunks().0.iter().flat_map(|p: &[u8; 4]| cmyk_to_rgb(p.map(|v| 255 - v))).collect(),
+        _ => samples,
     };
     Ok(Ok((Rgb { width, height, data }, orientation)))
 }

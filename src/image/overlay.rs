@@ -7,7 +7,8 @@ use rayon::prelude::*;
 /// What is drawn for one expression.
 #[derive(Clone, Copy, Debug)]
 pub struct Item<'a> {
-    /// Tinted and outlined; an empty one gives a gray label in the corner. One of another size than the picture is
+    /// Tinted and outlined; an empty one gives a gray label in the lower left
+    /// corner. One of another size than the picture is
     /// treated as empty.
     pub mask: &'a Mask,
     /// One line; what the font lacks is shown as a box, control characters as spaces.
@@ -51,11 +52,15 @@ pub fn overlay(image: &Rgb, items: &[Item]) -> Rgb {
             canvas.frame(bbox, color);
         }
     }
-    // Labels last: nothing is drawn over them.
-    for (item, &color) in items.iter().zip(&colors) {
-        let same = (item.mask.width, item.mask.height) == (image.width, image.height);
-        let anchor = item.bbox.or_else(|| if same { item.mask.bbox() } else { None });
-        canvas.label(item.label, item.score, anchor, if anchor.is_some() { color } else { GRAY });
+    // Labels last: nothing is drawn over them. Those of empty masks take what room is left.
+    let same = |mask: &Mask| (mask.width, mask.height) == (image.width, image.height);
+    let anchor = |item: &Item| item.bbox.or_else(|| if same(item.mask) { item.mask.bbox() } else { None });
+    let (found, empty): (Vec<_>, Vec<_>) = items.iter().zip(&colors).partition(|(i, _)| anchor(i).is_some());
+    for (item, &color) in found {
+        canvas.label(item.label, item.score, anchor(item), color);
+    }
+    for (item, _) in empty {
+        canvas.label(item.label, item.score, None, GRAY);
     }
     canvas.image
 }
@@ -161,7 +166,7 @@ impl Canvas {
         self.fill(area, color, |x, y| 0.9 * (half + 0.5 - rect.distance(x, y, radius).abs()).clamp(0.0, 1.0));
     }
 
-    /// Text on a pill, at `anchor` (`[x, y, width, height]`) or in the upper left corner.
+    /// Text on a pill, at `anchor` (`[x, y, width, height]`) or in the lower left corner.
     fn label(&mut self, text: &str, score: Option<f32>, anchor: Option<[usize; 4]>, color: [u8; 3]) {
         let (width, height) = (self.image.width as f32, self.image.height as f32);
         let score = score.map(|s| format!("  {s:.2}")).unwrap_or_default();
@@ -240,8 +245,8 @@ impl Canvas {
         line
     }
 
-    /// Where a pill goes: above its anchor, below it, inside it, else the first free line of the picture; always inside
-    /// the picture if it fits there at all.
+    /// Where a pill goes: above its anchor, below it, inside it, else in the first free line of the picture
+    /// (without an anchor the last one); always inside the picture if it fits there at all.
     fn place(&self, pill: Rect, anchor: Option<[usize; 4]>, gap: f32, width: f32, height: f32) -> Rect {
         let inside = |x: f32, y: f32| Rect {
             x: x.min(width - gap - pill.w).max(gap.min((width - pill.w).max(0.0))),
@@ -249,22 +254,23 @@ impl Canvas {
             ..pill
         };
         let free = |r: &Rect| !self.labels.iter().any(|l| l.overlaps(r));
+        let step = pill.h + gap;
+        let lines = (height / step).clamp(1.0, 200.0) as usize;
         let mut wanted = Vec::new();
-        let mut left = gap;
         if let Some([x, y, w, h]) = anchor {
             let (x, y, w, h) = (x as f32, y as f32, w as f32, h as f32);
-            left = x;
-            if y - gap - pill.h >= 0.0 {
-                wanted.push(inside(x, y - gap - pill.h));
-                wanted.push(inside(x + w - pill.w, y - gap - pill.h));
+            if y >= step {
+                wanted.push(inside(x, y - step));
+                wanted.push(inside(x + w - pill.w, y - step));
             }
-            if y + h + gap + pill.h <= height {
+            if y + h + step <= height {
                 wanted.push(inside(x, y + h + gap));
             }
             wanted.push(inside(x + gap, y + gap));
+            wanted.extend((0..lines).map(|i| inside(x, gap + i as f32 * step)));
+        } else {
+            wanted.extend((1..=lines).map(|i| inside(gap, height - i as f32 * step)));
         }
-        let lines = (height / (pill.h + gap)).max(1.0) as usize;
-        wanted.extend((0..lines.min(200)).map(|i| inside(left, gap + i as f32 * (pill.h + gap))));
         wanted.iter().find(|r| free(r)).or(wanted.first()).copied().unwrap_or(pill)
     }
 }

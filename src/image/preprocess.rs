@@ -60,7 +60,7 @@ pub fn tiles(src: &Rgb, min: usize, max: usize, size: usize, thumbnail: bool) ->
         return Err(Error::shape("tiles of a picture", "1 to 1000", max.to_string()));
     }
     let (cols, rows) = grid(src.width, src.height, min, max, size);
-    let whole = resize_bicubic(src, cols * size, rows * size)?;
+    let whole = resize_bicubic(src, cols.saturating_mul(size), rows.saturating_mul(size))?;
     let mut tiles = Vec::with_capacity(cols * rows + 1);
     for (row, col) in (0..rows).flat_map(|row| (0..cols).map(move |col| (row, col))) {
         let lines = whole.data.chunks_exact(3 * whole.width).skip(row * size).take(size);

@@ -1,7 +1,7 @@
 //! TIFF: the first picture of a file, as Pillow converts it.
 
 use super::Rgb;
-use super::decode::{File, cmyk_to_rgb};
+use super::decode::{File, cmyk_to_rgb, one_line};
 use crate::Result;
 use ::image::metadata::Orientation;
 use std::borrow::Cow;
@@ -157,9 +157,4 @@ fn scale(v: u8, bits: u8) -> u8 {
 fn interleave(x: &[u8], planes: usize) -> Vec<u8> {
     let n = x.len() / planes;
     (0..n).flat_map(|i| (0..planes).map(move |p| x[p * n + i])).collect()
-}
-
-/// A codec's message may span lines; an error is one.
-fn one_line(s: &str) -> String {
-    s.split_whitespace().collect::<Vec<_>>().join(" ")
 }
