@@ -86,10 +86,7 @@ fn resize_across(src: &Rgb, width: usize) -> Rgb {
     let kernel = Kernel::new(src.width, width);
     let mut data = vec![0; src.height * width * 3];
     let rows = data.par_chunks_exact_mut(3 * width).zip(src.data.par_chunks_exact(3 * src.width));
-    rows.for_each_init(
-        || vec![0i32; 3 * src.width],
-        |planes, (y, x)| across(y, x, planes, &kernel),
-    );
+    rows.for_each_init(|| vec![0i32; 3 * src.width], |planes, (y, x)| across(y, x, planes, &kernel));
     Rgb { width, height: src.height, data }
 }
 
