@@ -9,7 +9,10 @@ pub mod config;
 pub mod header;
 pub(crate) mod json;
 pub mod names;
+mod report;
 pub mod synth;
+
+pub use report::{Misshapen, Missing, Part, Report};
 
 use crate::graph::{DType, Place, Tensor};
 use crate::{Error, Result};
@@ -70,7 +73,7 @@ pub struct TensorInfo<'a> {
 }
 
 /// Infinities and NaNs in a tensor.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct NonFinite {
     /// The tensor.
     pub name: String,
@@ -214,13 +217,22 @@ impl Checkpoint {
 
     /// Every tensor, file by file, in the order of the data.
     pub fn all_tensors(&self) -> impl Iterator<Item = TensorInfo<'_>> {
-        self.weights.iter().map(|w| TensorInfo {
+        self.weights.iter().map(|w| self.describe(w))
+    }
+
+    /// The tensor of that name.
+    pub fn info(&self, name: &str) -> Option<TensorInfo<'_>> {
+        self.by_name.get(name).map(|&id| self.describe(&self.weights[id as usize]))
+    }
+
+    fn describe<'a>(&'a self, w: &'a Weight) -> TensorInfo<'a> {
+        TensorInfo {
             name: &w.entry.name,
             dtype: w.entry.dtype,
             shape: &w.entry.shape,
             file: &self.files[w.file].path,
             bytes: w.entry.bytes.len(),
-        })
+        }
     }
 
     /// The files that hold the tensors, and their bytes.
