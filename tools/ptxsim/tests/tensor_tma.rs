@@ -52,7 +52,7 @@ fn load(map: &TensorMap, at: &[i32], shared: u32, global: &[u8]) -> Vec<u8> {
 fn swizzled(linear: u32, swizzle: u32) -> u32 {
     let chunks = [1, 2, 4, 8][swizzle as usize];
     let (line, chunk, within) = (linear / 128, linear / 16 % 8, linear % 16);
-    let exchanged = chunk / chunks * chunks + (chunk % chunks ^ line % chunks);
+    let exchanged = chunk / chunks * chunks + ((chunk % chunks) ^ (line % chunks));
     line * 128 + exchanged * 16 + within
 }
 

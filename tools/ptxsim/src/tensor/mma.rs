@@ -19,7 +19,7 @@
 
 use super::Reg;
 use super::formats::{f16_to_f32, f32_to_f16};
-use super::tile::{Acc, Elem, Kernel, Kind, Simd, a_tile, b_tile, dispatch, kind};
+use super::tile::{Acc, Elem, Kind, LEVEL, Level, Plain, Simd, b_tile, kind};
 use std::mem::MaybeUninit;
 
 /// The type of C and D.
@@ -50,7 +50,7 @@ pub enum Multiplicands {
 }
 
 /// A decoded `mma.sync`; N is always 8.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug)]
 pub struct Mma {
     /// Rows of A and D: 8 or 16.
     pub m: usize,
@@ -64,7 +64,15 @@ pub struct Mma {
     pub satfinite: bool,
     /// 32-bit registers along k: those of B, and of A for each 8 rows.
     depth: usize,
+    /// The code for this form on this CPU.
+    code: Code,
 }
+
+/// `d = a*b + c` of one form.
+///
+/// # Safety
+/// The CPU must have the instructions that the function was compiled for.
+type Code = unsafe fn(&Mma, &mut [Reg], &[&Reg], &[&Reg], &[&Reg]);
 
 /// How many 32-bit registers an instruction's operands take; an f64 takes two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,8 +130,11 @@ impl Mma {
             "f64" => Accum::F64,
             _ => return Err(unknown()),
         };
-        let mma = Self::of_tile(m, k, mul, acc, satfinite);
-        if c == d && mma.exists() { Ok(mma) } else { Err(unknown()) }
+        if c == d && exists(m, k, mul, acc, satfinite) {
+            Ok(Self::of_tile(m, k, mul, acc, satfinite))
+        } else {
+            Err(unknown())
+        }
     }
 
     /// One tile of 8 columns, whether or not `mma.sync` has that shape: 8 or 16 rows, one or two registers along k.
@@ -133,36 +144,7 @@ impl Mma {
             Multiplicands::Bits { .. } => k / 128,
             Multiplicands::F64 => k / 2, // two words each
         };
-        Self { m, k, mul, acc, satfinite, depth }
-    }
-
-    fn exists(&self) -> bool {
-        use Elem::*;
-        let wide = self.m == 16;
-        let narrow = self.m == 8;
-        let shape = match self.mul {
-            Multiplicands::Packed(F16, F16) => wide && matches!(self.k, 8 | 16),
-            Multiplicands::Packed(Bf16, Bf16) => wide && matches!(self.k, 8 | 16),
-            Multiplicands::Packed(Tf32, Tf32) => wide && matches!(self.k, 4 | 8),
-            Multiplicands::Packed(E4m3 | E5m2, E4m3 | E5m2) => wide && matches!(self.k, 16 | 32),
-            Multiplicands::Packed(S8 | U8, S8 | U8) => {
-                wide && matches!(self.k, 16 | 32) || narrow && self.k == 16
-            }
-            Multiplicands::Packed(S4 | U4, S4 | U4) => {
-                wide && matches!(self.k, 32 | 64) || narrow && self.k == 32
-            }
-            Multiplicands::Packed(..) => false,
-            Multiplicands::Bits { .. } => wide && matches!(self.k, 128 | 256) || narrow && self.k == 128,
-            Multiplicands::F64 => wide && matches!(self.k, 4 | 8 | 16) || narrow && self.k == 4,
-        };
-        let acc = match self.mul {
-            Multiplicands::Packed(F16 | E4m3 | E5m2, _) => matches!(self.acc, Accum::F16 | Accum::F32),
-            Multiplicands::Packed(Bf16 | Tf32, _) => self.acc == Accum::F32,
-            Multiplicands::Packed(..) | Multiplicands::Bits { .. } => self.acc == Accum::S32,
-            Multiplicands::F64 => self.acc == Accum::F64,
-        };
-        let integer = matches!(self.mul, Multiplicands::Packed(a, _) if a.is_int());
-        shape && acc && (integer || !self.satfinite)
+        Self { m, k, mul, acc, satfinite, depth, code: code(mul, depth) }
     }
 
     /// Registers of the operands.
@@ -189,14 +171,12 @@ impl Mma {
     pub fn run(&self, d: &mut [Reg], a: &[&Reg], b: &[&Reg], c: &[&Reg]) {
         let regs = self.regs();
         assert_eq!((d.len(), a.len(), b.len(), c.len()), (regs.d, regs.a, regs.b, regs.c), "{self:?}");
-        match self.mul {
-            Multiplicands::Packed(..) => dispatch(Packed { mma: self, d, a, b, c }),
-            Multiplicands::Bits { xor } => self.run_bits(xor, d, a, b, c),
-            Multiplicands::F64 => self.run_f64(d, a, b, c),
-        }
+        // SAFETY: `code` chose the function for this CPU.
+        unsafe { (self.code)(self, d, a, b, c) }
     }
 
-    fn run_bits(&self, xor: bool, d: &mut [Reg], a: &[&Reg], b: &[&Reg], c: &[&Reg]) {
+    fn run_bits(&self, d: &mut [Reg], a: &[&Reg], b: &[&Reg], c: &[&Reg]) {
+        let xor = self.mul == Multiplicands::Bits { xor: true };
         let halves = self.m / 8;
         for (at, d) in d.iter_mut().enumerate() {
             for l in 0..32 {
@@ -233,80 +213,110 @@ impl Mma {
     }
 }
 
-/// [`Mma::run`] of the types that share registers.
-struct Packed<'a> {
-    mma: &'a Mma,
-    d: &'a mut [Reg],
-    a: &'a [&'a Reg],
-    b: &'a [&'a Reg],
-    c: &'a [&'a Reg],
+/// Whether `mma.sync` has the form.
+fn exists(m: usize, k: usize, mul: Multiplicands, acc: Accum, satfinite: bool) -> bool {
+    use Elem::*;
+    let wide = m == 16;
+    let narrow = m == 8;
+    let shape = match mul {
+        Multiplicands::Packed(F16, F16) => wide && matches!(k, 8 | 16),
+        Multiplicands::Packed(Bf16, Bf16) => wide && matches!(k, 8 | 16),
+        Multiplicands::Packed(Tf32, Tf32) => wide && matches!(k, 4 | 8),
+        Multiplicands::Packed(E4m3 | E5m2, E4m3 | E5m2) => wide && matches!(k, 16 | 32),
+        Multiplicands::Packed(S8 | U8, S8 | U8) => wide && matches!(k, 16 | 32) || narrow && k == 16,
+        Multiplicands::Packed(S4 | U4, S4 | U4) => wide && matches!(k, 32 | 64) || narrow && k == 32,
+        Multiplicands::Packed(..) => false,
+        Multiplicands::Bits { .. } => wide && matches!(k, 128 | 256) || narrow && k == 128,
+        Multiplicands::F64 => wide && matches!(k, 4 | 8 | 16) || narrow && k == 4,
+    };
+    let acc = match mul {
+        Multiplicands::Packed(F16 | E4m3 | E5m2, _) => matches!(acc, Accum::F16 | Accum::F32),
+        Multiplicands::Packed(Bf16 | Tf32, _) => acc == Accum::F32,
+        Multiplicands::Packed(..) | Multiplicands::Bits { .. } => acc == Accum::S32,
+        Multiplicands::F64 => acc == Accum::F64,
+    };
+    let integer = matches!(mul, Multiplicands::Packed(a, _) if a.is_int());
+    shape && acc && (integer || !satfinite)
 }
 
-impl Kernel for Packed<'_> {
-    #[inline(always)]
-    fn run<S: Simd>(self) {
-        let Multiplicands::Packed(a, b) = self.mma.mul else { return };
-        match (a, b) {
-            (Elem::F16, _) => self.run_halves::<S, kind::F16, kind::F16>(),
-            (Elem::Bf16, _) => self.run_halves::<S, kind::Bf16, kind::Bf16>(),
-            (Elem::Tf32, _) if self.mma.k == 4 => self.run_sized::<S, kind::Tf32, kind::Tf32, 1, 1>(),
-            (Elem::Tf32, _) => self.run_sized::<S, kind::Tf32, kind::Tf32, 1, 2>(),
-            (Elem::E4m3, Elem::E4m3) => self.run_bytes::<S, kind::E4m3, kind::E4m3>(),
-            (Elem::E4m3, _) => self.run_bytes::<S, kind::E4m3, kind::E5m2>(),
-            (Elem::E5m2, Elem::E4m3) => self.run_bytes::<S, kind::E5m2, kind::E4m3>(),
-            (Elem::E5m2, _) => self.run_bytes::<S, kind::E5m2, kind::E5m2>(),
-            (Elem::S8, Elem::S8) => self.run_bytes::<S, kind::S8, kind::S8>(),
-            (Elem::S8, _) => self.run_bytes::<S, kind::S8, kind::U8>(),
-            (Elem::U8, Elem::S8) => self.run_bytes::<S, kind::U8, kind::S8>(),
-            (Elem::U8, _) => self.run_bytes::<S, kind::U8, kind::U8>(),
-            (Elem::S4, Elem::S4) => self.run_nibbles::<S, kind::S4, kind::S4>(),
-            (Elem::S4, _) => self.run_nibbles::<S, kind::S4, kind::U4>(),
-            (Elem::U4, Elem::S4) => self.run_nibbles::<S, kind::U4, kind::S4>(),
-            (Elem::U4, _) => self.run_nibbles::<S, kind::U4, kind::U4>(),
-        }
+/// The function for these types, `depth` registers along k.
+fn code(mul: Multiplicands, depth: usize) -> Code {
+    use Elem::*;
+    let (a, b) = match mul {
+        Multiplicands::Bits { .. } => return Mma::run_bits,
+        Multiplicands::F64 => return Mma::run_f64,
+        Multiplicands::Packed(a, b) => (a, b),
+    };
+    macro_rules! pairs {
+        ($($a:ident $b:ident $e:literal),*) => {
+            match (a, b) {
+                $(($a, $b) if depth == 1 => of_level::<kind::$a, kind::$b, $e, 1>(),
+                ($a, $b) => of_level::<kind::$a, kind::$b, $e, 2>(),)*
+                _ => unreachable!("{a:?} and {b:?} are not multiplied with each other: callers check"),
+            }
+        };
     }
+    pairs!(
+        F16 F16 2, Bf16 Bf16 2, Tf32 Tf32 1,
+        E4m3 E4m3 4, E4m3 E5m2 4, E5m2 E4m3 4, E5m2 E5m2 4,
+        S8 S8 4, S8 U8 4, U8 S8 4, U8 U8 4,
+        S4 S4 8, S4 U4 8, U4 S4 8, U4 U4 8
+    )
 }
 
-impl Packed<'_> {
-    #[inline(always)]
-    fn run_halves<S: Simd, A: Kind, B: Kind>(self) {
-        match self.mma.k {
-            8 => self.run_sized::<S, A, B, 2, 1>(),
-            _ => self.run_sized::<S, A, B, 2, 2>(),
+/// [`packed`] for this CPU.
+fn of_level<A: Kind, B: Kind, const E: usize, const H: usize>() -> Code {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use super::tile::Avx512;
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+        fn avx512<A: Kind, B: Kind, const E: usize, const H: usize>(
+            mma: &Mma,
+            d: &mut [Reg],
+            a: &[&Reg],
+            b: &[&Reg],
+            c: &[&Reg],
+        ) {
+            packed::<Avx512, A, B, E, H>(mma, d, a, b, c);
+        }
+        #[target_feature(enable = "avx2,fma")]
+        fn avx2<A: Kind, B: Kind, const E: usize, const H: usize>(
+            mma: &Mma,
+            d: &mut [Reg],
+            a: &[&Reg],
+            b: &[&Reg],
+            c: &[&Reg],
+        ) {
+            packed::<Plain, A, B, E, H>(mma, d, a, b, c);
+        }
+        match *LEVEL {
+            Level::Avx512 => return avx512::<A, B, E, H>,
+            Level::Avx2 => return avx2::<A, B, E, H>,
+            Level::Base => {}
         }
     }
+    packed::<Plain, A, B, E, H>
+}
 
-    #[inline(always)]
-    fn run_bytes<S: Simd, A: Kind, B: Kind>(self) {
-        match self.mma.k {
-            16 => self.run_sized::<S, A, B, 4, 1>(),
-            _ => self.run_sized::<S, A, B, 4, 2>(),
-        }
-    }
-
-    #[inline(always)]
-    fn run_nibbles<S: Simd, A: Kind, B: Kind>(self) {
-        match self.mma.k {
-            32 => self.run_sized::<S, A, B, 8, 1>(),
-            _ => self.run_sized::<S, A, B, 8, 2>(),
-        }
-    }
-
-    #[inline(always)]
-    fn run_sized<S: Simd, A: Kind, B: Kind, const E: usize, const H: usize>(self) {
-        const NONE: &Reg = &[0; 32]; // rows 8..16 of the shapes that have 8
-        let wide = self.mma.m == 16;
-        let a = std::array::from_fn(|r| match wide {
-            true => [self.a[2 * r], self.a[2 * r + 1]],
-            false => [self.a[r], NONE],
-        });
-        let (mut a_out, mut b_out) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-        let a = a_tile::<S, A, E, H>(&mut a_out, a);
-        let b = b_tile::<S, B, E, H>(&mut b_out, std::array::from_fn(|r| self.b[r]));
-        let mut acc = load_acc::<S>(self.mma.acc, self.c);
-        S::tile(&mut acc, a, b);
-        store_acc::<S>(self.mma.acc, self.mma.satfinite, self.d, &acc, self.c);
-    }
+#[inline(always)]
+fn packed<S: Simd, A: Kind, B: Kind, const E: usize, const H: usize>(
+    mma: &Mma,
+    d: &mut [Reg],
+    a: &[&Reg],
+    b: &[&Reg],
+    c: &[&Reg],
+) {
+    const NONE: &Reg = &[0; 32]; // rows 8..16 of the shapes that have 8
+    let rows: [[&Reg; 2]; H] = match a.as_chunks::<2>().0.first_chunk() {
+        Some(rows) if mma.m == 16 => *rows,
+        _ => std::array::from_fn(|r| [a[r], NONE]),
+    };
+    let columns = std::array::from_fn(|r| b[r]);
+    let mut b_out = MaybeUninit::uninit();
+    let b = b_tile::<S, B, E, H>(&mut b_out, columns);
+    let mut acc = load_acc::<S>(mma.acc, c);
+    S::tile::<A, E, H>(&mut acc, rows, b);
+    store_acc::<S>(mma.acc, mma.satfinite, d, &acc, c);
 }
 
 /// The two f32 registers of a packed f16 one: low halves, high halves.

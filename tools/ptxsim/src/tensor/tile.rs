@@ -27,7 +27,6 @@ use super::formats::{
 };
 
 use std::mem::MaybeUninit;
-#[cfg(target_arch = "x86_64")]
 use std::sync::LazyLock;
 
 /// One f32 a lane.
@@ -36,13 +35,19 @@ pub(super) type Lanes = [f32; 32];
 /// The 16x8 accumulators of a warp, as the four 32-bit registers `c[2*h + i]`.
 pub(super) type Acc = [Lanes; 4];
 
-/// A decoded: `[r][h][e]`.
-pub(super) type ATile<const E: usize, const H: usize> = [[[Lanes; E]; 2]; H];
-
 /// B decoded and brought to the order in which the tile consumes it: `[r][e][j]` holds row `k` of B, its
 /// even columns, then its odd ones.
 #[repr(align(64))]
 pub(super) struct BTile<const E: usize, const H: usize>([[[[f32; 8]; 4]; E]; H]);
+
+impl<const E: usize, const H: usize> BTile<E, H> {
+    /// Changes the sign of every element, and so of every product.
+    pub(super) fn negate(&mut self) {
+        for x in self.0.as_flattened_mut().as_flattened_mut().as_flattened_mut() {
+            *x = -*x;
+        }
+    }
+}
 
 /// An element type of the multiplicands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -160,27 +165,8 @@ pub(super) trait Simd {
     /// `out` may be written; all of it then is.
     unsafe fn spread(out: *mut [[f32; 8]; 4], v: &Lanes);
 
-    /// `acc += A*B`.
-    fn tile<const E: usize, const H: usize>(acc: &mut Acc, a: &ATile<E, H>, b: &BTile<E, H>);
-}
-
-/// Decodes the `2*H` registers of A into `out`, which nobody clears first: that alone took 15 ns.
-#[inline(always)]
-pub(super) fn a_tile<'a, S: Simd, K: Kind, const E: usize, const H: usize>(
-    out: &'a mut MaybeUninit<ATile<E, H>>,
-    a: [[&Reg; 2]; H],
-) -> &'a ATile<E, H> {
-    let lanes = out.as_mut_ptr().cast::<Lanes>();
-    for r in 0..H {
-        for h in 0..2 {
-            for e in 0..E {
-                // SAFETY: `out` is 2*H*E `Lanes`; each is written once, none is read.
-                unsafe { S::decode(lanes.add((2 * r + h) * E + e), K::ELEM, e, a[r][h]) };
-            }
-        }
-    }
-    // SAFETY: all of it is written.
-    unsafe { out.assume_init_ref() }
+    /// `acc += A*B`, A of kind `K` in registers `a[r][h]`.
+    fn tile<K: Kind, const E: usize, const H: usize>(acc: &mut Acc, a: [[&Reg; 2]; H], b: &BTile<E, H>);
 }
 
 /// Decodes the `H` registers of B into `out`.
@@ -188,7 +174,7 @@ pub(super) fn a_tile<'a, S: Simd, K: Kind, const E: usize, const H: usize>(
 pub(super) fn b_tile<'a, S: Simd, K: Kind, const E: usize, const H: usize>(
     out: &'a mut MaybeUninit<BTile<E, H>>,
     b: [&Reg; H],
-) -> &'a BTile<E, H> {
+) -> &'a mut BTile<E, H> {
     let rows = out.as_mut_ptr().cast::<[[f32; 8]; 4]>();
     for r in 0..H {
         for e in 0..E {
@@ -202,7 +188,7 @@ pub(super) fn b_tile<'a, S: Simd, K: Kind, const E: usize, const H: usize>(
         }
     }
     // SAFETY: all of it is written.
-    unsafe { out.assume_init_ref() }
+    unsafe { out.assume_init_mut() }
 }
 
 /// Rust that a compiler may vectorise as it can.
@@ -261,14 +247,21 @@ impl Simd for Plain {
     }
 
     #[inline(always)]
-    fn tile<const E: usize, const H: usize>(acc: &mut Acc, a: &ATile<E, H>, b: &BTile<E, H>) {
+    fn tile<K: Kind, const E: usize, const H: usize>(acc: &mut Acc, a: [[&Reg; 2]; H], b: &BTile<E, H>) {
         for (a, b) in a.iter().zip(&b.0) {
+            let mut decoded = [[[0.0; 32]; E]; 2];
+            for h in 0..2 {
+                for e in 0..E {
+                    // SAFETY: `decoded` is of this function.
+                    unsafe { Self::decode(&mut decoded[h][e], K::ELEM, e, a[h]) };
+                }
+            }
             for j in 0..4 {
                 for e in 0..E {
                     // Lane 4*g + j' holds columns 2*j' and 2*j' + 1.
                     let column = |i: usize| -> Lanes { std::array::from_fn(|l| b[e][j][4 * i + l % 4]) };
                     for h in 0..2 {
-                        let row: Lanes = std::array::from_fn(|l| a[h][e][l / 4 * 4 + j]);
+                        let row: Lanes = std::array::from_fn(|l| decoded[h][e][l / 4 * 4 + j]);
                         for i in 0..2 {
                             let (acc, column) = (&mut acc[2 * h + i], column(i));
                             for l in 0..32 {
@@ -291,39 +284,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn decode(out: *mut Lanes, elem: Elem, e: usize, reg: &Reg) {
         use std::arch::x86_64::*;
-        let bits = elem.bits() as u32;
         for q in 0..2 {
             // SAFETY: `Avx512` is named only in functions compiled for AVX-512, called once that is detected;
-            // both pointers are to 16 of 32 words.
-            unsafe {
-                let word = _mm512_loadu_si512(reg.as_ptr().add(16 * q).cast());
-                // The element at the bottom, anything above it.
-                let low = || _mm512_srl_epi32(word, _mm_cvtsi32_si128((bits * e as u32) as i32));
-                // The element at the top, anything below it.
-                let high = || _mm512_sll_epi32(word, _mm_cvtsi32_si128((32 - bits * (e as u32 + 1)) as i32));
-                let halves = |h: __m512i| _mm512_cvtph_ps(_mm512_cvtepi32_epi16(h));
-                let float = match elem {
-                    Elem::F16 => halves(low()),
-                    Elem::Bf16 => _mm512_castsi512_ps(_mm512_and_si512(high(), _mm512_set1_epi32(!0xffff))),
-                    Elem::Tf32 => _mm512_castsi512_ps(_mm512_and_si512(word, _mm512_set1_epi32(!0x1fff))),
-                    Elem::E5m2 => halves(_mm512_slli_epi32::<8>(_mm512_srli_epi32::<24>(high()))), // an f16 cut short
-                    Elem::E4m3 => {
-                        // As an f16 of its bits, 2^-8 of the value.
-                        let sign =
-                            _mm512_and_si512(_mm512_srli_epi32::<16>(high()), _mm512_set1_epi32(0x8000));
-                        let magnitude = _mm512_and_si512(low(), _mm512_set1_epi32(0x7f));
-                        let half = _mm512_or_si512(sign, _mm512_slli_epi32::<7>(magnitude));
-                        let value = _mm512_mul_ps(halves(half), _mm512_set1_ps(256.0));
-                        let nan = _mm512_cmpeq_epi32_mask(magnitude, _mm512_set1_epi32(0x7f));
-                        _mm512_mask_mov_ps(value, nan, _mm512_set1_ps(F32_NAN))
-                    }
-                    Elem::S8 => _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(high())),
-                    Elem::U8 => _mm512_cvtepi32_ps(_mm512_srli_epi32::<24>(high())),
-                    Elem::S4 => _mm512_cvtepi32_ps(_mm512_srai_epi32::<28>(high())),
-                    Elem::U4 => _mm512_cvtepi32_ps(_mm512_srli_epi32::<28>(high())),
-                };
-                _mm512_storeu_ps(out.cast::<f32>().add(16 * q), float);
-            }
+            // `out` is 32 floats.
+            unsafe { _mm512_storeu_ps(out.cast::<f32>().add(16 * q), decode_avx512(elem, e, q, reg)) };
         }
     }
 
@@ -377,19 +341,54 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn tile<const E: usize, const H: usize>(acc: &mut Acc, a: &ATile<E, H>, b: &BTile<E, H>) {
+    fn tile<K: Kind, const E: usize, const H: usize>(acc: &mut Acc, a: [[&Reg; 2]; H], b: &BTile<E, H>) {
         // SAFETY: as in `decode`.
-        unsafe { tile_avx512(acc, a, b) }
+        unsafe { tile_avx512::<K, E, H>(acc, a, b) }
+    }
+}
+
+/// Half `q` of [`Simd::decode`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[inline]
+fn decode_avx512(elem: Elem, e: usize, q: usize, reg: &Reg) -> std::arch::x86_64::__m512 {
+    use std::arch::x86_64::*;
+    let bits = elem.bits() as u32;
+    // SAFETY: 16 of 32 words.
+    let word = unsafe { _mm512_loadu_si512(reg.as_ptr().add(16 * q).cast()) };
+    // The element at the bottom, anything above it.
+    let low = || _mm512_srl_epi32(word, _mm_cvtsi32_si128((bits * e as u32) as i32));
+    // The element at the top, anything below it.
+    let high = || _mm512_sll_epi32(word, _mm_cvtsi32_si128((32 - bits * (e as u32 + 1)) as i32));
+    let halves = |h: __m512i| _mm512_cvtph_ps(_mm512_cvtepi32_epi16(h));
+    match elem {
+        Elem::F16 => halves(low()),
+        Elem::Bf16 => _mm512_castsi512_ps(_mm512_and_si512(high(), _mm512_set1_epi32(!0xffff))),
+        Elem::Tf32 => _mm512_castsi512_ps(_mm512_and_si512(word, _mm512_set1_epi32(!0x1fff))),
+        Elem::E5m2 => halves(_mm512_slli_epi32::<8>(_mm512_srli_epi32::<24>(high()))), // an f16 cut short
+        Elem::E4m3 => {
+            // As an f16 of its bits, 2^-8 of the value.
+            let sign = _mm512_and_si512(_mm512_srli_epi32::<16>(high()), _mm512_set1_epi32(0x8000));
+            let magnitude = _mm512_and_si512(low(), _mm512_set1_epi32(0x7f));
+            let half = _mm512_or_si512(sign, _mm512_slli_epi32::<7>(magnitude));
+            let value = _mm512_mul_ps(halves(half), _mm512_set1_ps(256.0));
+            let nan = _mm512_cmpeq_epi32_mask(magnitude, _mm512_set1_epi32(0x7f));
+            _mm512_mask_mov_ps(value, nan, _mm512_set1_ps(F32_NAN))
+        }
+        Elem::S8 => _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(high())),
+        Elem::U8 => _mm512_cvtepi32_ps(_mm512_srli_epi32::<24>(high())),
+        Elem::S4 => _mm512_cvtepi32_ps(_mm512_srai_epi32::<28>(high())),
+        Elem::U4 => _mm512_cvtepi32_ps(_mm512_srli_epi32::<28>(high())),
     }
 }
 
 /// [`Simd::tile`]. Not inlined: `b` then lies in memory, from where a load can broadcast four floats
 /// for free; told where they come from, LLVM shuffles registers instead, and the shuffle port is
-/// the busy one (72 ns a bf16 m16n8k16 instead of 80; 2.5 GHz Cascade Lake).
+/// the busy one (measured 2026-11-22, Cascade Lake at 2.5 GHz: 74 ns for all of a bf16 m16n8k16; inlined, 80 ns for the loops alone).
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 #[inline(never)]
-fn tile_avx512<const E: usize, const H: usize>(acc: &mut Acc, a: &ATile<E, H>, b: &BTile<E, H>) {
+fn tile_avx512<K: Kind, const E: usize, const H: usize>(acc: &mut Acc, a: [[&Reg; 2]; H], b: &BTile<E, H>) {
     use std::arch::x86_64::*;
     // SAFETY: every pointer is to 16 floats of an array of 32, or to 4 of an array of 8.
     unsafe {
@@ -397,6 +396,14 @@ fn tile_avx512<const E: usize, const H: usize>(acc: &mut Acc, a: &ATile<E, H>, b
         let mut sum: [[__m512; 2]; 4] =
             std::array::from_fn(|c| [_mm512_loadu_ps(at(c, 0)), _mm512_loadu_ps(at(c, 1))]);
         for (a, b) in a.iter().zip(&b.0) {
+            let mut rows = [[[_mm512_setzero_ps(); 2]; E]; 2];
+            for h in 0..2 {
+                for e in 0..E {
+                    for q in 0..2 {
+                        rows[h][e][q] = decode_avx512(K::ELEM, e, q, a[h]);
+                    }
+                }
+            }
             for j in 0..4 {
                 let quad = _mm512_set1_epi32(j as i32); // permutevar: lane j of each four
                 for e in 0..E {
@@ -405,8 +412,7 @@ fn tile_avx512<const E: usize, const H: usize>(acc: &mut Acc, a: &ATile<E, H>, b
                     let odd = _mm512_broadcast_f32x4(_mm_loadu_ps(columns.add(4)));
                     for h in 0..2 {
                         for q in 0..2 {
-                            let row = _mm512_loadu_ps(a[h][e].as_ptr().add(16 * q));
-                            let row = _mm512_permutevar_ps(row, quad);
+                            let row = _mm512_permutevar_ps(rows[h][e][q], quad);
                             sum[2 * h][q] = _mm512_fmadd_ps(row, even, sum[2 * h][q]);
                             sum[2 * h + 1][q] = _mm512_fmadd_ps(row, odd, sum[2 * h + 1][q]);
                         }
@@ -420,6 +426,30 @@ fn tile_avx512<const E: usize, const H: usize>(acc: &mut Acc, a: &ATile<E, H>, b
         }
     }
 }
+
+/// What this CPU has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Level {
+    /// AVX-512 F, BW, DQ and VL, AVX2 and FMA.
+    Avx512,
+    /// AVX2 and FMA.
+    Avx2,
+    /// Anything.
+    Base,
+}
+
+/// The best [`Level`], asked once.
+pub(super) static LEVEL: LazyLock<Level> = LazyLock::new(|| {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        let wide = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl");
+        return if wide { Level::Avx512 } else { Level::Avx2 };
+    }
+    Level::Base
+});
 
 /// A computation written once over [`Simd`], run by [`dispatch`].
 pub(super) trait Kernel {
@@ -440,20 +470,12 @@ pub(super) fn dispatch(kernel: impl Kernel) {
         fn avx2(kernel: impl Kernel) {
             kernel.run::<Plain>();
         }
-        // (AVX-512, AVX2 and FMA)
-        static FOUND: LazyLock<(bool, bool)> = LazyLock::new(|| {
-            let wide = is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vl");
-            (wide, is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"))
-        });
-        match *FOUND {
+        match *LEVEL {
             // SAFETY: the features were found.
-            (true, true) => return unsafe { avx512(kernel) },
+            Level::Avx512 => return unsafe { avx512(kernel) },
             // SAFETY: the features were found.
-            (false, true) => return unsafe { avx2(kernel) },
-            _ => {}
+            Level::Avx2 => return unsafe { avx2(kernel) },
+            Level::Base => {}
         }
     }
     kernel.run::<Plain>();
@@ -473,10 +495,9 @@ mod tests {
 
     impl<K: Kind, const E: usize> Kernel for Once<'_, K, E> {
         fn run<S: Simd>(self) {
-            let (mut a, mut b) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-            let regs = [[&self.a[0], &self.a[1]], [&self.a[2], &self.a[3]]];
-            let a = a_tile::<S, K, E, 2>(&mut a, regs);
-            S::tile(self.acc, a, b_tile::<S, K, E, 2>(&mut b, self.b.each_ref()));
+            let mut b = MaybeUninit::uninit();
+            let a = [[&self.a[0], &self.a[1]], [&self.a[2], &self.a[3]]];
+            S::tile::<K, E, 2>(self.acc, a, b_tile::<S, K, E, 2>(&mut b, self.b.each_ref()));
             let _ = self.kind;
         }
     }

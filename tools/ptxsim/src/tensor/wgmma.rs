@@ -34,7 +34,7 @@
 use super::Reg;
 use super::ldmatrix::{Row, ldmatrix};
 use super::mma::{Accum, load_acc, store_acc};
-use super::tile::{ATile, Elem, Kernel, Kind, Simd, a_tile, b_tile, dispatch, kind};
+use super::tile::{Elem, Kernel, Kind, Simd, b_tile, dispatch, kind};
 use std::mem::MaybeUninit;
 
 /// Permutation of the 16-byte chunks of shared memory, to spread a column over the banks.
@@ -321,24 +321,21 @@ impl Kernel for Warp<'_> {
 impl Warp<'_> {
     #[inline(always)]
     fn run_sized<S: Simd, A: Kind, B: Kind, const E: usize>(self) {
-        let mut a_out = MaybeUninit::<ATile<E, 2>>::uninit();
-        let mut a = *a_tile::<S, A, E, 2>(&mut a_out, [[self.a[0], self.a[1]], [self.a[2], self.a[3]]]);
-        if self.scale.negate_a != self.scale.negate_b {
-            for x in a.as_flattened_mut().as_flattened_mut().as_flattened_mut() {
-                *x = -*x;
-            }
-        }
+        let a = [[self.a[0], self.a[1]], [self.a[2], self.a[3]]];
         let per_tile = self.d.len() / self.b.len();
         for (d, b) in self.d.chunks_exact_mut(per_tile).zip(self.b) {
             let mut b_out = MaybeUninit::uninit();
             let b = b_tile::<S, B, E, 2>(&mut b_out, b.each_ref());
+            if self.scale.negate_a != self.scale.negate_b {
+                b.negate();
+            }
             let c: [Reg; 4] = match self.scale.accumulate {
                 true => std::array::from_fn(|i| d.get(i).copied().unwrap_or([0; 32])),
                 false => [[0; 32]; 4],
             };
             let c = &c.each_ref()[..per_tile];
             let mut acc = load_acc::<S>(self.form.acc, c);
-            S::tile(&mut acc, &a, b);
+            S::tile::<A, E, 2>(&mut acc, a, b);
             store_acc::<S>(self.form.acc, self.form.satfinite, d, &acc, c);
         }
     }

@@ -271,7 +271,7 @@ impl WmmaMove {
 }
 
 /// A decoded `wmma.mma`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug)]
 pub struct Wmma {
     shape: Shape,
     /// The multiply of one tile.
