@@ -3,6 +3,10 @@
 use serde::Serialize;
 use std::collections::BTreeMap;
 
+use crate::ast::Ast;
+use crate::exec::counting::Traffic;
+use crate::program::Program;
+
 /// Classes of instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -196,4 +200,58 @@ impl SharedCounters {
         self.wavefronts += other.wavefronts;
         self.ideal += other.ideal;
     }
+}
+
+/// Adds up the executions and the traffic of each instruction.
+pub(crate) fn fill(c: &mut Counters, prog: &Program, ast: &Ast, counts: &[[u64; 2]], traffic: &[Traffic]) {
+    let mut lines: BTreeMap<(String, u32), LineCounters> = BTreeMap::new();
+    for (pc, (&[warps, lanes], t)) in counts.iter().zip(traffic).enumerate() {
+        if warps == 0 {
+            continue;
+        }
+        let info = &prog.info[pc];
+        let place = prog.place(pc as u32, ast);
+        let (file, line) = place.source.unwrap_or((String::new(), place.ptx_line));
+        let l = lines.entry((file.clone(), line)).or_insert_with(|| LineCounters {
+            file,
+            line,
+            ..LineCounters::default()
+        });
+        for o in [
+            &mut c.total,
+            c.opcodes.entry(place.opcode.clone()).or_default(),
+            c.classes.entry(info.class).or_default(),
+            &mut l.ops,
+        ] {
+            o.warps += warps;
+            o.lanes += lanes;
+        }
+        let store = info.class == Class::Store;
+        for g in [
+            match info.class {
+                Class::Store => &mut c.global_store,
+                Class::Atomic => &mut c.global_atomic,
+                _ => &mut c.global_load,
+            },
+            if store { &mut l.global_store } else { &mut l.global_load },
+        ] {
+            g.requests += t.requests;
+            g.sectors += t.sectors;
+            g.bytes += t.bytes;
+        }
+        let stores = store
+            || matches!(info.class, Class::Async | Class::Atomic)
+            || place.opcode.starts_with("stmatrix");
+        for s in [if stores { &mut c.shared_store } else { &mut c.shared_load }, &mut l.shared] {
+            s.requests += t.shared_requests;
+            s.wavefronts += t.wavefronts;
+            s.ideal += t.ideal;
+        }
+        if let Some((shape, flops)) = prog.tensor_work(pc as u32) {
+            let e = c.tensor.entry(shape).or_default();
+            e.ops += warps;
+            e.flops += flops * warps;
+        }
+    }
+    c.lines = lines.into_values().collect();
 }

@@ -35,12 +35,20 @@
 //! # Ok::<(), ptxsim::Error>(())
 //! ```
 
+mod ast;
+mod check;
 mod counters;
+mod decode;
 mod error;
+mod exec;
 mod gpu;
 mod launch;
+mod lex;
 mod memory;
 mod module;
+mod parse;
+mod printf;
+mod program;
 mod report;
 pub mod tensor;
 

@@ -144,6 +144,24 @@ pub enum ReportKind {
     Leak,
 }
 
+impl ReportKind {
+    /// The name that reports and JSON use.
+    pub fn name(self) -> String {
+        let debug = match self {
+            ReportKind::Fault(f) => format!("{f:?}"),
+            k => format!("{k:?}"),
+        };
+        let mut out = String::new();
+        for c in debug.chars() {
+            if c.is_ascii_uppercase() && !out.is_empty() {
+                out.push('-');
+            }
+            out.push(c.to_ascii_lowercase());
+        }
+        out
+    }
+}
+
 /// Where in the program: the PTX line and, with `-lineinfo`, the CUDA C++ line.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Place {

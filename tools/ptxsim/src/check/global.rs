@@ -1,0 +1,256 @@
+//! Which block touched each global byte in this launch, and which bytes were touched at all.
+//!
+//! One 32-bit word for each 8 bytes: launch epoch 6 bits, state 2, bytes 8, block 16. Blocks that synchronise through
+//! memory (a fence, then an atomic or a strong store; a strong load, then a fence) order their accesses: a block
+//! that has acquired what another released is never in a race with it.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::{GLOBAL_RACE, Other, UNINIT};
+use crate::exec::Cx;
+use crate::launch::Region;
+use crate::memory::Alloc;
+use crate::report::ReportKind;
+
+/// How a block touches global memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Touch {
+    Read,
+    Write,
+    /// Atomics and volatile, relaxed, acquire or release accesses.
+    Strong {
+        writes: bool,
+    },
+}
+
+const READ: u32 = 0;
+const WRITE: u32 = 1;
+const STRONG: u32 = 2;
+/// Several blocks.
+const MANY: u32 = 0xffff;
+
+/// Blocks whose accesses are released at an address, as a bit set.
+pub(crate) type Blocks = Vec<u64>;
+
+/// What the blocks of one launch told each other.
+#[derive(Default)]
+pub(crate) struct Sync {
+    released: Mutex<HashMap<u64, Blocks>>,
+}
+
+fn join(into: &mut Blocks, from: &[u64]) {
+    if into.len() < from.len() {
+        into.resize(from.len(), 0);
+    }
+    into.iter_mut().zip(from).for_each(|(a, b)| *a |= b);
+}
+pub(crate) fn insert(set: &mut Blocks, block: u64) {
+    let w = (block / 64) as usize;
+    if set.len() <= w {
+        set.resize(w + 1, 0);
+    }
+    set[w] |= 1 << (block % 64);
+}
+fn contains(set: &Blocks, block: u64) -> bool {
+    set.get((block / 64) as usize).is_some_and(|w| w >> (block % 64) & 1 != 0)
+}
+
+/// A strong access to `addr` by the running block: `reads` acquires, `writes` releases.
+pub(crate) fn synchronise(cx: &mut Cx, addr: u64, reads: bool, writes: bool) {
+    let block = cx.block().index;
+    let w = cx.worker();
+    let state = w.acquired.entry(block).or_default();
+    let mut table = w.sync.released.lock().unwrap_or_else(|e| e.into_inner());
+    if reads && let Some(r) = table.get(&addr) {
+        join(state, r);
+    }
+    if writes {
+        let r = table.entry(addr).or_default();
+        join(r, state);
+        insert(r, block);
+    }
+}
+
+/// Clears the shadows that the epochs of this launch would be confused with.
+pub(crate) fn begin(allocs: &[std::sync::Arc<Alloc>], launch: u32) -> u32 {
+    let round = launch / 63;
+    for a in allocs {
+        if a.shadow_epoch.swap(round, Relaxed) != round
+            && let Some(s) = a.shadow_if_any()
+        {
+            s.iter().for_each(|w| w.store(0, Relaxed));
+        }
+    }
+    launch % 63 + 1
+}
+
+/// Notes the access of `bytes` at offset `off` of an allocation; true if it races. Bytes not touched before are added to
+/// `distinct`.
+#[inline(always)]
+fn touch(
+    alloc: &Alloc,
+    off: u64,
+    bytes: u64,
+    epoch: u32,
+    block: u32,
+    touch: Touch,
+    distinct: &mut u64,
+) -> Option<u32> {
+    let shadow = alloc.shadow();
+    let mut race = None;
+    let (first, last) = (off / 8, (off + bytes - 1) / 8);
+    for g in first..=last {
+        let lo = if g == first { off % 8 } else { 0 };
+        let hi = if g == last { (off + bytes - 1) % 8 } else { 7 };
+        let mask = ((0xffu32 >> (7 - (hi - lo))) << lo) & 0xff;
+        let cell = &shadow[(g / 2) as usize];
+        let shift = (g % 2) as u32 * 32;
+        loop {
+            let pair = cell.load(Relaxed);
+            let old = (pair >> shift) as u32;
+            let (new, fresh, bad) = step(old, epoch, block, mask, touch);
+            if new == old {
+                break;
+            }
+            let changed = pair & !(0xffff_ffff << shift) | u64::from(new) << shift;
+            if cell.compare_exchange_weak(pair, changed, Relaxed, Relaxed).is_ok() {
+                *distinct += u64::from(fresh.count_ones());
+                if let Some(b) = bad {
+                    race = Some(b);
+                }
+                break;
+            }
+        }
+    }
+    race
+}
+
+/// The word after an access, the bytes that are new, and the block or state word it conflicts with.
+#[inline(always)]
+fn step(old: u32, epoch: u32, block: u32, mask: u32, touch: Touch) -> (u32, u32, Option<u32>) {
+    let state = match touch {
+        Touch::Read => READ,
+        Touch::Write => WRITE,
+        Touch::Strong { .. } => STRONG,
+    };
+    let word = |state: u32, mask: u32, block: u32| epoch << 26 | state << 24 | mask << 16 | block;
+    if old >> 26 != epoch {
+        return (word(state, mask, block), mask, None);
+    }
+    let (was, bytes, owner) = (old >> 24 & 3, old >> 16 & 0xff, old & 0xffff);
+    let fresh = mask & !bytes;
+    if owner == block {
+        let s = if was == WRITE || state == WRITE { WRITE } else { was.max(state) };
+        return (word(s, bytes | mask, block), fresh, None);
+    }
+    if was == state && state != WRITE {
+        return (word(state, bytes | mask, MANY), fresh, None);
+    }
+    if bytes & mask == 0 {
+        // Other bytes of the granule: the last to come is kept.
+        return (word(state, mask, block), fresh, None);
+    }
+    (word(state, bytes | mask, block), fresh, Some(old))
+}
+
+/// Notes the accesses of the lanes of `mask` to one allocation, `bytes` each.
+#[inline(always)]
+pub(crate) fn access(cx: &mut Cx, region: &Region, addr: &[u64; 32], mask: u32, bytes: u32, how: Touch) {
+    // SAFETY: the launch holds an Arc of every allocation in its table of regions.
+    let alloc: &Alloc = unsafe { &*region.alloc };
+    let reads = how != Touch::Write && !matches!(how, Touch::Strong { writes: true });
+    let (races, uninit) = (cx.worker().track_distinct, cx.worker().checks.has(UNINIT));
+    let mut contiguous = mask == u32::MAX;
+    if contiguous {
+        for l in 0..32 {
+            contiguous &= addr[l] == addr[0].wrapping_add(l as u64 * u64::from(bytes));
+        }
+    }
+    let one = |cx: &mut Cx, lane: u32, at: u64, bytes: u64| {
+        let off = at - region.start;
+        if reads {
+            if uninit
+                && !alloc.is_written()
+                && let Some(bad) = alloc.unwritten(off, bytes)
+            {
+                let m = format!(
+                    "reads global byte {:#x} ({bad} bytes into the {}-byte allocation at {:#x}), which nobody wrote",
+                    alloc.addr + bad,
+                    alloc.bytes,
+                    alloc.addr
+                );
+                let lane =
+                    lane + if contiguous { ((bad - off) / u64::from(bytes as u32).max(1)) as u32 } else { 0 };
+                cx.report(lane, ReportKind::UninitGlobal, m, Some(alloc.addr + bad), None);
+            }
+        } else {
+            alloc.mark(off, bytes);
+        }
+        if races {
+            let (epoch, block) = (cx.worker().epoch, (cx.block().index % u64::from(MANY)) as u32);
+            let mut distinct = 0;
+            let race = touch(alloc, off, bytes, epoch, block, how, &mut distinct);
+            cx.worker().distinct += distinct;
+            if let Some(word) = race {
+                tell(cx, lane, at, word, how);
+            }
+        }
+    };
+    if contiguous {
+        one(cx, 0, addr[0], 32 * u64::from(bytes));
+        return;
+    }
+    let mut m = mask;
+    while m != 0 {
+        let l = m.trailing_zeros();
+        m &= m - 1;
+        one(cx, l, addr[l as usize], u64::from(bytes));
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn tell(cx: &mut Cx, lane: u32, at: u64, word: u32, how: Touch) {
+    if !cx.check(GLOBAL_RACE) {
+        return;
+    }
+    let (was, owner) = (word >> 24 & 3, word & 0xffff);
+    let block = cx.block().index;
+    if let Some(seen) = cx.worker().acquired.get(&block) {
+        let ordered =
+            if owner == MANY { seen.iter().any(|w| *w != 0) } else { contains(seen, u64::from(owner)) };
+        if ordered {
+            return;
+        }
+    }
+    let access = match was {
+        READ => "read",
+        WRITE => "write",
+        _ => "atomic",
+    };
+    let verb = match how {
+        Touch::Read => "reads",
+        Touch::Write => "writes",
+        Touch::Strong { .. } => "updates",
+    };
+    let grid = cx.worker().grid;
+    let coords = |b: u64| {
+        let (x, y) = (u64::from(grid[0]), u64::from(grid[1]));
+        [(b % x) as u32, (b / x % y) as u32, (b / x / y) as u32]
+    };
+    let (who, other) = if owner == MANY {
+        ("several blocks".to_string(), None)
+    } else {
+        let c = coords(u64::from(owner));
+        (
+            format!("block ({},{},{})", c[0], c[1], c[2]),
+            Some(Other { block: c, warp: None, access, pc: None }),
+        )
+    };
+    let m = format!(
+        "{verb} global address {at:#x}, which {who} touched in the same launch ({access}) with nothing that orders the two"
+    );
+    cx.report(lane, ReportKind::GlobalRace, m, Some(at), other);
+}

@@ -1,0 +1,439 @@
+//! f32 and f64 arithmetic (PTX ISA "Floating Point Instructions").
+//!
+//! A NaN result is `0x7fffffff` (f32); f64 NaNs keep the payload that the host gives. `.ftz` flushes subnormal inputs and
+//! results to zeros of the same sign; `.sat` clamps to [0, 1] and turns NaN into +0. Nearest rounding is the
+//! host's own; the other modes correct its result by the sign of its exact error.
+
+use super::alu::{compare, store_setp};
+use super::{Cx, Exec, F32, F64, Flow, LANES, S32, U32, View, bits, lanes, lanewise};
+use crate::program::Op;
+use crate::tensor::formats::canonical;
+
+/// Rounding modes as `op.imm` holds them.
+pub(crate) const RN: u64 = 0;
+pub(crate) const RZ: u64 = 1;
+pub(crate) const RM: u64 = 2;
+pub(crate) const RP: u64 = 3;
+
+#[inline(always)]
+pub(crate) fn ftz<const FTZ: bool>(x: f32) -> f32 {
+    if FTZ && x.to_bits() & 0x7f80_0000 == 0 { f32::from_bits(x.to_bits() & 0x8000_0000) } else { x }
+}
+/// Result with `.ftz`, `.sat` and the canonical NaN.
+#[inline(always)]
+fn done<const FTZ: bool, const SAT: bool>(x: f32) -> f32 {
+    if SAT { sat(x) } else { ftz::<FTZ>(canonical(x)) }
+}
+#[inline(always)]
+fn sat(x: f32) -> f32 {
+    if x > 0.0 { if x < 1.0 { x } else { 1.0 } } else { 0.0 }
+}
+
+lanewise! {
+    AddF32<const FTZ: bool, const SAT: bool>: F32 = |a: F32, b: F32| done::<FTZ, SAT>(ftz::<FTZ>(a) + ftz::<FTZ>(b));
+    SubF32<const FTZ: bool, const SAT: bool>: F32 = |a: F32, b: F32| done::<FTZ, SAT>(ftz::<FTZ>(a) - ftz::<FTZ>(b));
+    MulF32<const FTZ: bool, const SAT: bool>: F32 = |a: F32, b: F32| done::<FTZ, SAT>(ftz::<FTZ>(a) * ftz::<FTZ>(b));
+    FmaF32<const FTZ: bool, const SAT: bool>: F32 = |a: F32, b: F32, c: F32| done::<FTZ, SAT>(ftz::<FTZ>(a).mul_add(ftz::<FTZ>(b), ftz::<FTZ>(c)));
+    DivF32<const FTZ: bool>: F32 = |a: F32, b: F32| done::<FTZ, false>(ftz::<FTZ>(a) / ftz::<FTZ>(b));
+    /// `div.approx`: as the division, but 0 for |b| above 2^126 (NaN if a is infinite too).
+    DivApprox<const FTZ: bool>: F32 = |a: F32, b: F32| done::<FTZ, false>({
+        let (a, b) = (ftz::<FTZ>(a), ftz::<FTZ>(b));
+        let big = b.abs() > f32::from_bits(0x7e80_0000) && b.abs() < f32::INFINITY;
+        a * if big { 0.0f32.copysign(b) } else { 1.0 } / if big { 1.0 } else { b }
+    });
+    RcpF32<const FTZ: bool>: F32 = |a: F32| done::<FTZ, false>(1.0 / ftz::<FTZ>(a));
+    SqrtF32<const FTZ: bool>: F32 = |a: F32| done::<FTZ, false>(ftz::<FTZ>(a).sqrt());
+    RsqrtF32<const FTZ: bool>: F32 = |a: F32| done::<FTZ, false>(1.0 / ftz::<FTZ>(a).sqrt());
+    Ex2F32<const FTZ: bool>: F32 = |a: F32| done::<FTZ, false>(exp2(ftz::<FTZ>(a)));
+    Lg2F32<const FTZ: bool>: F32 = |a: F32| done::<FTZ, false>(f64::from(ftz::<FTZ>(a)).log2() as f32);
+    SinF32<const FTZ: bool>: F32 = |a: F32| done::<FTZ, false>(f64::from(ftz::<FTZ>(a)).sin() as f32);
+    CosF32<const FTZ: bool>: F32 = |a: F32| done::<FTZ, false>(f64::from(ftz::<FTZ>(a)).cos() as f32);
+    TanhF32: F32 = |a: F32| canonical(f64::from(a).tanh() as f32);
+    AbsF32<const FTZ: bool>: F32 = |a: F32| ftz::<FTZ>(f32::from_bits(a.to_bits() & 0x7fff_ffff));
+    NegF32<const FTZ: bool>: F32 = |a: F32| ftz::<FTZ>(f32::from_bits(a.to_bits() ^ 0x8000_0000));
+    MinF32<const FTZ: bool, const NAN: bool, const XOR: bool>: F32 = |a: F32, b: F32| min::<NAN, XOR>(ftz::<FTZ>(a), ftz::<FTZ>(b), false);
+    MaxF32<const FTZ: bool, const NAN: bool, const XOR: bool>: F32 = |a: F32, b: F32| min::<NAN, XOR>(ftz::<FTZ>(a), ftz::<FTZ>(b), true);
+    CopysignF32: F32 = |a: F32, b: F32| f32::from_bits(a.to_bits() & 0x8000_0000 | b.to_bits() & 0x7fff_ffff);
+    AddF64: F64 = |a: F64, b: F64| a + b;
+    SubF64: F64 = |a: F64, b: F64| a - b;
+    MulF64: F64 = |a: F64, b: F64| a * b;
+    FmaF64: F64 = |a: F64, b: F64, c: F64| a.mul_add(b, c);
+    DivF64: F64 = |a: F64, b: F64| a / b;
+    RcpF64: F64 = |a: F64| 1.0 / a;
+    SqrtF64: F64 = |a: F64| a.sqrt();
+    /// The upper word of the result; the lower is 0 (`rcp.approx.ftz.f64`).
+    RcpApproxF64: F64 = |a: F64| upper(1.0 / flush64(upper(a)));
+    RsqrtApproxF64: F64 = |a: F64| upper(1.0 / flush64(upper(a)).sqrt());
+    AbsF64: F64 = |a: F64| a.abs();
+    NegF64: F64 = |a: F64| -a;
+    MinF64: F64 = |a: F64, b: F64| min64(a, b, false);
+    MaxF64: F64 = |a: F64, b: F64| min64(a, b, true);
+    CopysignF64: F64 = |a: F64, b: F64| b.copysign(a);
+    SlctS32: U32 = |a: U32, b: U32, c: S32| if c >= 0 { a } else { b };
+}
+
+#[inline(always)]
+fn upper(x: f64) -> f64 {
+    f64::from_bits(x.to_bits() & 0xffff_ffff_0000_0000)
+}
+#[inline(always)]
+fn flush64(x: f64) -> f64 {
+    if x.is_subnormal() { 0.0f64.copysign(x) } else { x }
+}
+
+/// `2^x`, within 2 ulp: `x = n + f`, `|f| <= 1/2`, a polynomial for `2^f` (coefficients of Cephes `exp2f`).
+#[inline(always)]
+pub(crate) fn exp2(x: f32) -> f32 {
+    let c = x.clamp(-160.0, 160.0);
+    let n = c.round_ties_even();
+    let f = c - n;
+    let p = 1.535_336_2e-4f32
+        .mul_add(f, 1.339_887_4e-3)
+        .mul_add(f, 9.618_437e-3)
+        .mul_add(f, 5.550_332_5e-2)
+        .mul_add(f, 2.402_264_8e-1)
+        .mul_add(f, 6.931_472e-1)
+        .mul_add(f, 1.0);
+    // SAFETY: n is an integer in -160..=160, or a NaN where x was one; the conversion saturates nowhere in between.
+    let n = if x.is_nan() { 0 } else { unsafe { n.to_int_unchecked::<i32>() } };
+    let (lo, hi) = (n >> 1, n - (n >> 1));
+    let scale = |k: i32| f32::from_bits(((k + 127) as u32) << 23);
+    if x.is_nan() { x } else { p * scale(lo) * scale(hi) }
+}
+
+/// The smaller (`max`: larger) value; `NAN`: a NaN wins, else it loses. -0 is below +0. `XOR`: of absolute values, with the
+/// exclusive or of the signs (`.xorsign.abs`).
+#[inline(always)]
+pub(crate) fn min<const NAN: bool, const XOR: bool>(a: f32, b: f32, max: bool) -> f32 {
+    let sign = (a.to_bits() ^ b.to_bits()) & 0x8000_0000;
+    let (a, b) = if XOR { (a.abs(), b.abs()) } else { (a, b) };
+    let equal = f32::from_bits(if max { a.to_bits() & b.to_bits() } else { a.to_bits() | b.to_bits() });
+    let ordered = match (a < b, a > b) {
+        (true, _) => {
+            if max {
+                b
+            } else {
+                a
+            }
+        }
+        (_, true) => {
+            if max {
+                a
+            } else {
+                b
+            }
+        }
+        _ => equal,
+    };
+    let r = match (a.is_nan(), b.is_nan()) {
+        (false, false) => ordered,
+        (true, false) if !NAN => b,
+        (false, true) if !NAN => a,
+        _ => return canonical(f32::NAN),
+    };
+    if XOR { f32::from_bits(r.to_bits() & 0x7fff_ffff | sign) } else { r }
+}
+#[inline(always)]
+fn min64(a: f64, b: f64, max: bool) -> f64 {
+    let equal = f64::from_bits(if max { a.to_bits() & b.to_bits() } else { a.to_bits() | b.to_bits() });
+    match (a.is_nan(), b.is_nan()) {
+        (true, _) => b,
+        (_, true) => a,
+        _ if a == b => equal,
+        _ if (a < b) != max => a,
+        _ => b,
+    }
+}
+
+/// `x` moved one unit towards the sign of `towards`.
+fn nudge64(x: f64, towards: f64) -> f64 {
+    if towards > 0.0 { x.next_up() } else { x.next_down() }
+}
+
+/// Turns `r`, nearest to an exact value that lies `error` away from it, into the rounding `mode`.
+fn directed64(r: f64, error: f64, mode: u64) -> f64 {
+    let moves = match mode {
+        RZ => (error < 0.0) == (r > 0.0) && r != 0.0,
+        RM => error < 0.0,
+        RP => error > 0.0,
+        _ => false,
+    };
+    if error == 0.0 || error.is_nan() || !moves { r } else { nudge64(r, error) }
+}
+
+/// The exact error of `a + b` (Knuth).
+fn sum_error(a: f64, b: f64, s: f64) -> f64 {
+    let bb = s - a;
+    (a - (s - bb)) + (b - bb)
+}
+
+fn add_mode(a: f64, b: f64, mode: u64) -> f64 {
+    let s = a + b;
+    if s == 0.0 && mode == RM && (a != 0.0 || a.is_sign_negative() || b.is_sign_negative()) {
+        return -0.0;
+    }
+    if s.is_infinite() && a.is_finite() && b.is_finite() {
+        return directed64(s, -s, mode);
+    }
+    directed64(s, sum_error(a, b, s), mode)
+}
+fn mul_mode(a: f64, b: f64, mode: u64) -> f64 {
+    let p = a * b;
+    if p.is_infinite() && a.is_finite() && b.is_finite() {
+        return directed64(p, -p, mode);
+    }
+    directed64(p, a.mul_add(b, -p), mode)
+}
+fn fma_mode(a: f64, b: f64, c: f64, mode: u64) -> f64 {
+    let r = a.mul_add(b, c);
+    let p = a * b;
+    if r == 0.0 && mode == RM && !(p.is_sign_positive() && c.is_sign_positive() && c == 0.0) {
+        return -0.0;
+    }
+    if r.is_infinite() && a.is_finite() && b.is_finite() && c.is_finite() {
+        return directed64(r, -r, mode);
+    }
+    let (pe, s) = (a.mul_add(b, -p), p + c);
+    let se = sum_error(p, c, s);
+    directed64(r, (s - r) + (pe + se), mode)
+}
+fn div_mode(a: f64, b: f64, mode: u64) -> f64 {
+    let q = a / b;
+    if q.is_infinite() && a.is_finite() && b != 0.0 {
+        return directed64(q, -q, mode);
+    }
+    let rest = (-q).mul_add(b, a);
+    directed64(q, if b < 0.0 { -rest } else { rest }, mode)
+}
+fn sqrt_mode(a: f64, mode: u64) -> f64 {
+    let s = a.sqrt();
+    directed64(s, (-s).mul_add(s, a), mode)
+}
+
+/// The sum of two values as an f64 rounded to odd, from which any rounding to fewer than 51 bits is right.
+pub(crate) fn odd_sum(a: f64, b: f64) -> f64 {
+    let s = a + b;
+    let e = sum_error(a, b, s);
+    if e != 0.0 && e.is_finite() && s.to_bits() & 1 == 0 { nudge64(s, e) } else { s }
+}
+/// `x` made odd if the exact value lies `error` away.
+fn odd(x: f64, error: f64) -> f64 {
+    if error != 0.0 && error.is_finite() && x.to_bits() & 1 == 0 { nudge64(x, error) } else { x }
+}
+
+/// An f64 to f32 in `mode`.
+#[inline(always)]
+pub(crate) fn narrow(x: f64, mode: u64) -> f32 {
+    let r = x as f32;
+    let back = f64::from(r);
+    if mode == RN || back == x || x.is_nan() {
+        return r;
+    }
+    match mode {
+        RZ if (back > x) == (x > 0.0) => {
+            if x > 0.0 {
+                r.next_down()
+            } else {
+                r.next_up()
+            }
+        }
+        RM if back > x => r.next_down(),
+        RP if back < x => r.next_up(),
+        _ => r,
+    }
+}
+
+/// f32 arithmetic in a mode other than nearest. `imm`: bits 0-1 mode, bit 2 ftz, bit 3 sat, bits 4-6 operation: 0 add, 1 sub,
+/// 2 mul, 3 fma, 4 div, 5 rcp, 6 sqrt.
+pub(crate) struct DirectedF32;
+impl Exec for DirectedF32 {
+    #[inline(always)]
+    unsafe fn run(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
+        // SAFETY: the caller's promise; unused slots name row 0, which exists.
+        unsafe {
+            let (a, b, c) = (F32::get(cx, op.s[1]), F32::get(cx, op.s[2]), F32::get(cx, op.s[3]));
+            let (mode, flush, saturate) = (op.imm & 3, op.imm & 4 != 0, op.imm & 8 != 0);
+            let f = |x: f32| f64::from(if flush { ftz::<true>(x) } else { x });
+            let mut out = [0f32; LANES];
+            for i in 0..LANES {
+                let (x, y, z) = (f(a[i]), f(b[i]), f(c[i]));
+                // Signed zeros of exact results follow the mode, so sums that cancel go through `add_mode`.
+                let exact = match op.imm >> 4 & 7 {
+                    k @ (0 | 1) => {
+                        let y = if k == 1 { -y } else { y };
+                        if x + y == 0.0 { add_mode(x, y, mode) } else { odd_sum(x, y) }
+                    }
+                    2 => x * y,
+                    3 => {
+                        if (x * y) + z == 0.0 {
+                            add_mode(x * y, z, mode)
+                        } else {
+                            odd_sum(x * y, z)
+                        }
+                    }
+                    4 => {
+                        let q = x / y;
+                        let rest = (-q).mul_add(y, x);
+                        odd(q, if y < 0.0 { -rest } else { rest })
+                    }
+                    5 => {
+                        let q = 1.0 / x;
+                        let rest = (-q).mul_add(x, 1.0);
+                        odd(q, if x < 0.0 { -rest } else { rest })
+                    }
+                    _ => {
+                        let s = x.sqrt();
+                        odd(s, (-s).mul_add(s, x))
+                    }
+                };
+                let r = canonical(narrow(exact, mode));
+                let r = if flush { ftz::<true>(r) } else { r };
+                out[i] = if saturate { sat(r) } else { r };
+            }
+            F32::put(cx, op.s[0], out, mask);
+        }
+        Flow::Next
+    }
+}
+
+/// f64 arithmetic in a mode other than nearest; `imm` as for [`DirectedF32`].
+pub(crate) struct DirectedF64;
+impl Exec for DirectedF64 {
+    #[inline(always)]
+    unsafe fn run(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
+        // SAFETY: the caller's promise; the decoder names 64-bit slots only.
+        unsafe {
+            let (a, b, c) = (F64::get(cx, op.s[1]), F64::get(cx, op.s[2]), F64::get(cx, op.s[3]));
+            let mode = op.imm & 3;
+            let out = lanes(|i| match op.imm >> 4 & 7 {
+                0 => add_mode(a[i], b[i], mode),
+                1 => add_mode(a[i], -b[i], mode),
+                2 => mul_mode(a[i], b[i], mode),
+                3 => fma_mode(a[i], b[i], c[i], mode),
+                4 => div_mode(a[i], b[i], mode),
+                5 => div_mode(1.0, a[i], mode),
+                _ => sqrt_mode(a[i], mode),
+            });
+            F64::put(cx, op.s[0], out, mask);
+        }
+        Flow::Next
+    }
+}
+
+macro_rules! setp_float {
+    ($name:ident, $view:ident, |$x:ident| $prep:expr, $($g:ident),*) => {
+        pub(crate) struct $name<const CMP: u8 $(, const $g: bool)*>;
+        impl<const CMP: u8 $(, const $g: bool)*> Exec for $name<CMP $(, $g)*> {
+            #[inline(always)]
+            unsafe fn run(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let (a, b) = ($view::get(cx, op.s[1]), $view::get(cx, op.s[2]));
+                    let r = bits(
+                        #[inline(always)]
+                        |i| {
+                            let x = { let $x = a[i]; $prep };
+                            let y = { let $x = b[i]; $prep };
+                            compare::<_, CMP>(x, y)
+                        },
+                    );
+                    store_setp(cx, op, r, mask)
+                }
+            }
+        }
+    };
+}
+setp_float!(SetpF32, F32, |x| ftz::<FTZ>(x), FTZ);
+setp_float!(SetpF64, F64, |x| x,);
+setp_float!(SetpF16, F16View, |x| x,);
+setp_float!(SetpBf16, Bf16View, |x| x,);
+use super::{Bf16 as Bf16View, F16 as F16View};
+
+/// `testp`: `imm` 0 finite, 1 infinite, 2 number, 3 notanumber, 4 normal, 5 subnormal.
+pub(crate) struct TestpF32;
+/// As [`TestpF32`].
+pub(crate) struct TestpF64;
+macro_rules! testp {
+    ($name:ident, $view:ident) => {
+        impl Exec for $name {
+            #[inline(always)]
+            unsafe fn run(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let a = $view::get(cx, op.s[1]);
+                    let r = bits(|i| match op.imm {
+                        0 => a[i].is_finite(),
+                        1 => a[i].is_infinite(),
+                        2 => !a[i].is_nan(),
+                        3 => a[i].is_nan(),
+                        4 => a[i].is_normal(),
+                        _ => a[i].is_subnormal(),
+                    });
+                    cx.set_pred(op.s[0], r, mask);
+                }
+                Flow::Next
+            }
+        }
+    };
+}
+testp!(TestpF32, F32);
+testp!(TestpF64, F64);
+
+/// `slct.T.f32 d, a, b, c`: `a` where `c >= 0`, else `b` (NaN picks `b`). `imm`: 0 32-bit, 1 64-bit values; bit 1: `.ftz`.
+pub(crate) struct SlctF32;
+impl Exec for SlctF32 {
+    #[inline(always)]
+    unsafe fn run(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let c = F32::get(cx, op.s[3]);
+            let flush = op.imm & 2 != 0;
+            let take = bits(|i| (if flush { ftz::<true>(c[i]) } else { c[i] }) >= 0.0);
+            select(cx, op, take, op.imm & 1 != 0, mask);
+        }
+        Flow::Next
+    }
+}
+/// `slct.b64.s32`.
+pub(crate) struct SlctS64;
+impl Exec for SlctS64 {
+    #[inline(always)]
+    unsafe fn run(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let c = S32::get(cx, op.s[3]);
+            let take = bits(|i| c[i] >= 0);
+            select(cx, op, take, true, mask);
+        }
+        Flow::Next
+    }
+}
+
+/// `d = take ? a : b`.
+#[inline(always)]
+pub(crate) unsafe fn select(cx: &mut Cx, op: &Op, take: u32, wide: bool, mask: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if wide {
+            let (a, b) = (super::U64::get(cx, op.s[1]), super::U64::get(cx, op.s[2]));
+            super::U64::put(cx, op.s[0], lanes(|i| if take >> i & 1 != 0 { a[i] } else { b[i] }), mask);
+        } else {
+            let (a, b) = (U32::get(cx, op.s[1]), U32::get(cx, op.s[2]));
+            U32::put(cx, op.s[0], lanes(|i| if take >> i & 1 != 0 { a[i] } else { b[i] }), mask);
+        }
+    }
+}
+
+/// `set.CMP.D.S`: all ones or 1.0 where true. `imm`: value written; the comparison is that of a `setp` into slot 3.
+pub(crate) struct SetFromPred;
+impl Exec for SetFromPred {
+    #[inline(always)]
+    unsafe fn run(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let p = cx.pred(op.s[1]);
+            U32::put(cx, op.s[0], lanes(|i| if p >> i & 1 != 0 { op.imm as u32 } else { 0 }), mask);
+        }
+        Flow::Next
+    }
+}

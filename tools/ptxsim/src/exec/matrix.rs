@@ -1,0 +1,215 @@
+//! Matrix instructions of a warp: `mma`, `ldmatrix`, `stmatrix`, `movmatrix` (PTX ISA "Warp Level Matrix Multiply-Accumulate
+//! Instructions").
+
+use super::memory::{addresses, aligned, for_blocks};
+use super::{Cx, Exec, Flow, LANES, Row, U32, View};
+use crate::check::{SYNC, shared};
+use crate::program::Op;
+use crate::report::{FaultKind, ReportKind};
+use crate::tensor::mma::Accum;
+
+/// `.aligned` instructions want the whole warp.
+#[inline(always)]
+pub(super) fn whole_warp(cx: &mut Cx, mask: u32) {
+    if mask != u32::MAX && cx.check(SYNC) {
+        let m = format!(
+            "only lanes {mask:#010x} of the warp reach an instruction that all 32 must execute together"
+        );
+        cx.report(mask.trailing_zeros(), ReportKind::DivergentAligned, m, None, None);
+    }
+}
+
+/// `mma`: `x` its form, `y` its slots in `extra`: d, a, b, c.
+pub(crate) struct MmaOp;
+impl Exec for MmaOp {
+    #[inline(always)]
+    unsafe fn run(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
+        whole_warp(cx, mask);
+        let prog = cx.prog();
+        let mma = &prog.mma[op.x as usize];
+        let regs = mma.regs();
+        let slots = &prog.extra[op.y as usize..];
+        if mma.acc == Accum::F64 {
+            // SAFETY: the caller's promise.
+            return unsafe { mma_f64(cx, op, mask) };
+        }
+        // SAFETY: the decoder allocated all slots; nothing writes them while these references live.
+        unsafe {
+            let row = |s: u16| &*cx.slot(s).cast::<Row>();
+            let zero: &Row = &[0; LANES];
+            let mut a = [zero; 8];
+            let mut b = [zero; 4];
+            let mut c = [zero; 8];
+            let (mut k, mut d) = (regs.d, [[0u32; LANES]; 8]);
+            for r in &mut a[..regs.a] {
+                *r = row(slots[k]);
+                k += 1;
+            }
+            for r in &mut b[..regs.b] {
+                *r = row(slots[k]);
+                k += 1;
+            }
+            for r in &mut c[..regs.c] {
+                *r = row(slots[k]);
+                k += 1;
+            }
+            mma.run(&mut d[..regs.d], &a[..regs.a], &b[..regs.b], &c[..regs.c]);
+            for (i, r) in d[..regs.d].iter().enumerate() {
+                U32::put(cx, slots[i], *r, mask);
+            }
+        }
+        Flow::Next
+    }
+}
+
+/// f64 registers hold both words of a lane side by side; the tensor functions want a row for each.
+#[inline(never)]
+unsafe fn mma_f64(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
+    let prog = cx.prog();
+    let mma = &prog.mma[op.x as usize];
+    let regs = mma.regs();
+    let slots = &prog.extra[op.y as usize..];
+    let (nd, na, nb) = (regs.d / 2, regs.a / 2, regs.b / 2);
+    // SAFETY: the caller's promise; each slot is a 64-bit register.
+    unsafe {
+        let split = |cx: &Cx, from: usize, n: usize| -> Vec<Row> {
+            (0..n)
+                .flat_map(|i| {
+                    let v = super::U64::get(cx, slots[from + i]);
+                    [v.map(|x| x as u32), v.map(|x| (x >> 32) as u32)]
+                })
+                .collect()
+        };
+        let (a, b, c) = (split(cx, nd, na), split(cx, nd + na, nb), split(cx, nd + na + nb, nd));
+        let mut d = vec![[0u32; LANES]; regs.d];
+        let refs = |v: &'_ [Row]| -> Vec<*const Row> { v.iter().map(|r| r as *const Row).collect() };
+        let (a, b, c) = (refs(&a), refs(&b), refs(&c));
+        let deref = |v: &[*const Row]| -> Vec<&'static Row> { v.iter().map(|&p| &*p).collect() };
+        mma.run(&mut d, &deref(&a), &deref(&b), &deref(&c));
+        for i in 0..nd {
+            let v = super::lanes(|l| u64::from(d[2 * i][l]) | u64::from(d[2 * i + 1][l]) << 32);
+            super::U64::put(cx, slots[i], v, mask);
+        }
+    }
+    Flow::Next
+}
+
+/// The lanes that give the row addresses of `n` 8x8 matrices.
+fn row_lanes(n: u32) -> u32 {
+    if n == 4 { u32::MAX } else { (1 << (8 * n)) - 1 }
+}
+
+fn check_rows(cx: &mut Cx, addr: &[u64; LANES], rows: u32, name: &str) -> Option<Flow> {
+    if aligned(addr, rows, 16) {
+        return None;
+    }
+    let lane = (0..32).find(|&l| rows >> l & 1 != 0 && addr[l as usize] % 16 != 0).unwrap_or(0);
+    let a = addr[lane as usize];
+    Some(cx.fault(
+        lane,
+        FaultKind::MisalignedAddress,
+        format!("{name}: row address {a:#x} is not a multiple of 16"),
+        Some(a),
+    ))
+}
+
+/// `ldmatrix.m8n8.b16`: slot 1 the address, `x` the memory form (its registers the results), `imm` matrices, bit 8: `.trans`.
+///
+/// Lane `4*r + j` gets elements `2*j, 2*j + 1` of row `r`, or with `.trans` of column `r`.
+pub(crate) struct LdMatrix;
+impl Exec for LdMatrix {
+    #[inline(always)]
+    unsafe fn run(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
+        whole_warp(cx, mask);
+        let n = (op.imm & 7) as u32;
+        let mo = &cx.prog().mem[op.x as usize];
+        let rows = row_lanes(n) & mask;
+        // SAFETY: the caller's promise; `for_blocks` keeps the rows inside shared memory.
+        unsafe {
+            let addr = addresses(cx, op.s[1], mo);
+            if let Some(flow) = check_rows(cx, &addr, rows, "ldmatrix") {
+                return flow;
+            }
+            let mut out = [[[0u32; 4]; 8]; 4];
+            let done = for_blocks(cx, &addr, rows, 16, shared::Touch::Read, |_, base, at, m| {
+                for l in 0..8 * n as usize {
+                    if m >> l & 1 != 0 {
+                        out[l / 8][l % 8] = base.add(at[l] as usize).cast::<[u32; 4]>().read_unaligned();
+                    }
+                }
+            });
+            if let Err(flow) = done {
+                return flow;
+            }
+            for k in 0..n as usize {
+                let d = *cx.prog().extra.get_unchecked(mo.regs as usize + k);
+                let row: Row = if op.imm >> 8 & 1 != 0 {
+                    transpose(&out[k])
+                } else {
+                    std::mem::transmute::<[[u32; 4]; 8], Row>(out[k])
+                };
+                U32::put(cx, d, row, mask);
+            }
+        }
+        Flow::Next
+    }
+}
+
+/// An 8x8 matrix of 16-bit elements, transposed.
+#[inline(always)]
+fn transpose(m: &[[u32; 4]; 8]) -> Row {
+    let at = |r: usize, c: usize| m[r][c / 2] >> (16 * (c % 2)) & 0xffff;
+    super::lanes(|l| at(2 * (l % 4), l / 4) | at(2 * (l % 4) + 1, l / 4) << 16)
+}
+
+/// `stmatrix`: as [`LdMatrix`] the other way.
+pub(crate) struct StMatrix;
+impl Exec for StMatrix {
+    #[inline(always)]
+    unsafe fn run(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
+        whole_warp(cx, mask);
+        let n = (op.imm & 7) as u32;
+        let mo = &cx.prog().mem[op.x as usize];
+        let rows = row_lanes(n) & mask;
+        // SAFETY: the caller's promise; `for_blocks` keeps the rows inside shared memory.
+        unsafe {
+            let addr = addresses(cx, op.s[1], mo);
+            if let Some(flow) = check_rows(cx, &addr, rows, "stmatrix") {
+                return flow;
+            }
+            let mut data = [[[0u32; 4]; 8]; 4];
+            for k in 0..n as usize {
+                let row = U32::get(cx, *cx.prog().extra.get_unchecked(mo.regs as usize + k));
+                let m = std::mem::transmute::<Row, [[u32; 4]; 8]>(row);
+                data[k] = if op.imm >> 8 & 1 != 0 {
+                    std::mem::transmute::<Row, [[u32; 4]; 8]>(transpose(&m))
+                } else {
+                    m
+                };
+            }
+            let done = for_blocks(cx, &addr, rows, 16, shared::Touch::Write, |_, base, at, m| {
+                for l in 0..8 * n as usize {
+                    if m >> l & 1 != 0 {
+                        base.add(at[l] as usize).cast::<[u32; 4]>().write_unaligned(data[l / 8][l % 8]);
+                    }
+                }
+            });
+            done.err().unwrap_or(Flow::Next)
+        }
+    }
+}
+
+/// `movmatrix.m8n8.trans.b16`: slots d, a.
+pub(crate) struct MovMatrix;
+impl Exec for MovMatrix {
+    #[inline(always)]
+    unsafe fn run(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
+        whole_warp(cx, mask);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let m = std::mem::transmute::<Row, [[u32; 4]; 8]>(U32::get(cx, op.s[1]));
+            U32::put(cx, op.s[0], transpose(&m), mask);
+        }
+        Flow::Next
+    }
+}
