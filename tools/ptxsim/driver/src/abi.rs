@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use crate::config;
 use crate::errors::*;
+use crate::queue;
 
 /// Address of an exported function.
 pub type Symbol = *const c_void;
@@ -37,6 +38,10 @@ pub fn enter(name: &'static str, body: impl FnOnce() -> Result<()>) -> CUresult 
     // Functions that are built from others are one call to the program.
     if INSIDE.get() {
         return body().err().unwrap_or(CUDA_SUCCESS);
+    }
+    // A host function or callback: it may ask what an error means, and nothing else.
+    if queue::is_worker() && !name.starts_with("cuGetError") {
+        return CUDA_ERROR_NOT_PERMITTED;
     }
     if let Some(code) = injected(name) {
         return code;
