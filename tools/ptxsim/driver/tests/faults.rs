@@ -74,10 +74,8 @@ fn a_primary_context_works_again_after_a_reset() {
         let (mut module, mut function) = (std::ptr::null_mut(), std::ptr::null_mut());
         sys::cuModuleLoadData(&mut module, ptx.as_ptr().cast()).result().unwrap();
         sys::cuModuleGetFunction(&mut function, module, c"stop".as_ptr()).result().unwrap();
-        let null = std::ptr::null_mut();
-        sys::cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, null.cast(), null.cast(), null.cast())
-            .result()
-            .unwrap();
+        let none = std::ptr::null_mut();
+        sys::cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, std::ptr::null_mut(), none, none).result().unwrap();
         assert_eq!(sys::cuCtxSynchronize(), CUresult::CUDA_ERROR_LAUNCH_FAILED);
         sys::cuDevicePrimaryCtxReset_v2(0).result().unwrap();
         let mut p = 0;
