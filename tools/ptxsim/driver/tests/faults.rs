@@ -75,7 +75,9 @@ fn a_primary_context_works_again_after_a_reset() {
         sys::cuModuleLoadData(&mut module, ptx.as_ptr().cast()).result().unwrap();
         sys::cuModuleGetFunction(&mut function, module, c"stop".as_ptr()).result().unwrap();
         let none = std::ptr::null_mut();
-        sys::cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, std::ptr::null_mut(), none, none).result().unwrap();
+        sys::cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, std::ptr::null_mut(), none, none)
+            .result()
+            .unwrap();
         assert_eq!(sys::cuCtxSynchronize(), CUresult::CUDA_ERROR_LAUNCH_FAILED);
         sys::cuDevicePrimaryCtxReset_v2(0).result().unwrap();
         let mut p = 0;

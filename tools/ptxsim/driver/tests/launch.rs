@@ -205,8 +205,8 @@ fn libraries_and_the_linker_lead_to_functions() {
         let mut params = [(&raw const p) as *mut c_void];
         // A kernel stands for its function in the current context.
         for f in [function, kernel as sys::CUfunction] {
-            let null = std::ptr::null_mut();
-            sys::cuLaunchKernel(f, 1, 1, 1, 1, 1, 1, 0, null, params.as_mut_ptr(), null).result().unwrap();
+            let (stream, extra) = (std::ptr::null_mut(), std::ptr::null_mut());
+            sys::cuLaunchKernel(f, 1, 1, 1, 1, 1, 1, 0, stream, params.as_mut_ptr(), extra).result().unwrap();
         }
         sys::cuCtxSynchronize().result().unwrap();
         sys::cuLibraryUnload(library).result().unwrap();

@@ -111,12 +111,19 @@ pub fn code<T>(result: Result<T, DriverError>) -> CUresult {
     result.err().expect("an error").0
 }
 
-/// The built library: beside the test's executable or one folder up, whichever is newer.
+/// The built library. `cargo test` leaves it beside the test; the loader, whose path cargo sets, looks one folder up first,
+/// where `cargo build` may have left an older one: that is replaced.
 fn path() -> PathBuf {
     let exe = std::env::current_exe().expect("a test knows its path");
     let deps = exe.parent().expect("an executable is in a folder");
-    let found = [deps.join("libcuda.so"), deps.join("../libcuda.so")];
-    let newest =
-        found.iter().filter(|p| p.exists()).max_by_key(|p| p.metadata().and_then(|m| m.modified()).ok());
-    newest.expect("cargo builds the library before its tests").clone()
+    let built = deps.join("libcuda.so").canonicalize().expect("cargo builds the library with its tests");
+    let found = deps.parent().expect("cargo's folders are nested").join("libcuda.so");
+    let time = |p: &PathBuf| p.metadata().and_then(|m| m.modified()).ok();
+    if time(&found) != time(&built) {
+        let scratch = found.with_extension(format!("{}", std::process::id()));
+        std::fs::hard_link(&built, &scratch)
+            .and_then(|()| std::fs::rename(&scratch, &found))
+            .expect("same folder");
+    }
+    found
 }
