@@ -1,18 +1,16 @@
-//! `y = epilogue(x @ wᵀ + b)` with f32 operands and sums: bf16 weights are widened a tile at a time, the products are the matmul library's.
+//! `y = epilogue(x @ wᵀ + b)`; see `gemm.rs` for the product.
 //!
-//! A task owns a tile of `y`'s columns: it widens its weight rows `K_TILE` columns at a time, accumulates the product in a buffer that
-//! stays in L2, applies the epilogue there, and stores.
+//! A task owns [`TILE_ROWS`] columns of `y`, which are weight rows: it computes their product transposed in a buffer that stays in L2, applies
+//! the epilogue there, and stores. For a few rows of `x` the weights' bytes are what counts: they are read once, as they lie.
 
+use super::gemm::{Packed, TILE_ROWS};
 use super::{Precision, Weights, math};
+use multiversion::multiversion;
 use rayon::prelude::*;
 use std::marker::PhantomData;
 
-/// Weight rows of one task.
-const N_TILE: usize = 128;
-/// Columns widened at a time.
-const K_TILE: usize = 512;
-/// Rows of `x` of one task.
-const M_TILE: usize = 512;
+/// Up to this many rows of `x`, each weight row is multiplied as it is read.
+const FEW: usize = 4;
 
 /// What happens to the product before it is stored; see [`crate::ops::Epilogue`].
 #[derive(Clone, Copy)]
@@ -117,76 +115,148 @@ impl<'a> Shared<'a> {
 }
 
 /// `y (M, n)`, `x (M, K)`, `w (n, K)`, `b (n)`.
-pub fn matmul(
-    y: &mut [f32],
-    x: &[f32],
-    w: Weights,
-    n: usize,
-    b: Option<&[f32]>,
-    then: Then,
-    _precision: Precision,
-) {
+pub fn matmul(y: &mut [f32], x: &[f32], w: Weights, n: usize, b: Option<&[f32]>, then: Then, precision: Precision) {
     let m = y.len() / n;
     if m == 0 {
         return;
     }
     let k = x.len() / m;
-    assert!(x.len() == m * k && w.len() == n * k);
+    assert!(y.len() == m * n && x.len() == m * k && w.len() == n * k);
+    let packed = (m > FEW).then(|| Packed::new(x, m, k, precision));
+    let stride = packed.as_ref().map_or(m, Packed::padded);
     let y = Shared::new(y);
-    let (m_tiles, n_tiles) = (m.div_ceil(M_TILE), n.div_ceil(N_TILE));
-    (0..m_tiles * n_tiles).into_par_iter().with_max_len(1).for_each_init(
-        Buffers::default,
-        |buffers, task| {
-            let (row, col) = (task % m_tiles * M_TILE, task / m_tiles * N_TILE);
-            let (rows, cols) = (M_TILE.min(m - row), N_TILE.min(n - col));
-            let x = &x[row * k..(row + rows) * k];
-            product(&mut buffers.y, &mut buffers.w, x, w, [rows, cols, k], col);
-            if let Some(b) = b {
-                for v in buffers.y.chunks_exact_mut(cols) {
-                    v.iter_mut().zip(&b[col..]).for_each(|(v, b)| *v += b);
-                }
+    (0..n.div_ceil(TILE_ROWS)).into_par_iter().with_max_len(1).for_each_init(Buffers::default, |buffers, task| {
+        let first = task * TILE_ROWS;
+        let rows = TILE_ROWS.min(n - first);
+        let Buffers { yt, up, scratch } = buffers;
+        let mut product = |yt: &mut Vec<f32>, w| match &packed {
+            Some(packed) => packed.product(yt, scratch, w, first, rows),
+            None => few(yt, x, w, first, rows, k),
+        };
+        product(yt, w);
+        let used = rows * stride;
+        if let Some(b) = b {
+            yt.chunks_exact_mut(stride).zip(&b[first..first + rows]).for_each(|(y, b)| y.iter_mut().for_each(|y| *y += b));
+        }
+        match then {
+            Then::Store | Then::Residual => {}
+            Then::Gelu => math::gelu(&mut yt[..used]),
+            Then::Relu => yt[..used].iter_mut().for_each(|v| *v = v.max(0.0)),
+            Then::ScaledResidual(ls) => {
+                let scale = |(y, ls): (&mut [f32], &f32)| y.iter_mut().for_each(|y| *y *= ls);
+                yt.chunks_exact_mut(stride).zip(&ls[first..first + rows]).for_each(scale);
             }
-            match then {
-                Then::Gelu => math::gelu(&mut buffers.y),
-                Then::Relu => buffers.y.iter_mut().for_each(|v| *v = v.max(0.0)),
-                Then::SiluMul(w3) => {
-                    product(&mut buffers.up, &mut buffers.w, x, w3, [rows, cols, k], col);
-                    math::silu_mul(&mut buffers.y, &buffers.up);
-                }
-                _ => {}
+            Then::SiluMul(w3) => {
+                product(up, w3);
+                math::silu_mul(&mut yt[..used], &up[..used]);
             }
-            for (i, v) in buffers.y.chunks_exact(cols).enumerate() {
-                // SAFETY: each task owns its columns of its rows.
-                let y = unsafe { y.row((row + i) * n + col, cols) };
-                match then {
-                    Then::Residual => y.iter_mut().zip(v).for_each(|(y, v)| *y += v),
-                    Then::ScaledResidual(ls) => {
-                        y.iter_mut().zip(v).zip(&ls[col..]).for_each(|((y, v), ls)| *y += ls * v);
-                    }
-                    _ => y.copy_from_slice(v),
-                }
+        }
+        let add = matches!(then, Then::Residual | Then::ScaledResidual(_));
+        for i in 0..m {
+            // SAFETY: each task owns its columns of every row.
+            let y = unsafe { y.row(i * n + first, rows) };
+            let column = yt[i..].iter().step_by(stride);
+            if add {
+                y.iter_mut().zip(column).for_each(|(y, v)| *y += v);
+            } else {
+                y.iter_mut().zip(column).for_each(|(y, v)| *y = *v);
             }
-        },
-    );
+        }
+    });
 }
 
 #[derive(Default)]
 struct Buffers {
-    y: Vec<f32>,
+    yt: Vec<f32>,
     up: Vec<f32>,
-    w: Vec<f32>,
+    scratch: Vec<u32>,
 }
 
-/// `y (m, n) = x (m, k) @ w[col..col + n, :]ᵀ`.
-fn product(y: &mut Vec<f32>, tile: &mut Vec<f32>, x: &[f32], w: Weights, [m, n, k]: [usize; 3], col: usize) {
-    y.resize(m * n, 0.0);
-    for first in (0..k).step_by(K_TILE) {
-        let len = K_TILE.min(k - first);
-        tile.resize(n * len, 0.0);
-        for (i, row) in tile.chunks_exact_mut(len).enumerate() {
-            w.widen((col + i) * k + first, row);
+/// The transposed product of at most [`FEW`] rows of `x`.
+fn few(yt: &mut Vec<f32>, x: &[f32], w: Weights, first: usize, rows: usize, k: usize) {
+    let m = x.len() / k;
+    yt.resize(TILE_ROWS * m, 0.0);
+    for (r, y) in yt.chunks_exact_mut(m).take(rows).enumerate() {
+        let at = (first + r) * k..(first + r + 1) * k;
+        for (y, x) in y.iter_mut().zip(x.chunks_exact(k)) {
+            *y = match w {
+                Weights::Bf16(w) => dot_bf16(&w[at.clone()], x),
+                Weights::F32(w) => dot_f32(&w[at.clone()], x),
+            };
         }
-        let x = Operand { data: &x[first..], rows: k, cols: 1 };
-        gemm(y, n, first > 0, [m, n, len], x, Operand { data: tile, rows: len, cols: 1 }.t());
+    }
+}
+
+/// `Σ w[i] * x[i]` in 64 strands, whose order does not depend on the CPU.
+macro_rules! dot {
+    ($name:ident, $weight:ty, $widen:expr) => {
+        #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+        fn $name(w: &[$weight], x: &[f32]) -> f32 {
+            const STRANDS: usize = 64;
+            let mut sums = [0.0f32; STRANDS];
+            let ((wb, wt), (xb, xt)) = (w.as_chunks::<STRANDS>(), x.as_chunks::<STRANDS>());
+            for (w, x) in wb.iter().zip(xb) {
+                for i in 0..STRANDS {
+                    sums[i] += ($widen)(w[i]) * x[i];
+                }
+            }
+            wt.iter().zip(xt).map(|(&w, x)| ($widen)(w) * x).sum::<f32>() + sums.iter().sum::<f32>()
+        }
+    };
+}
+dot!(dot_bf16, half::bf16, |w: half::bf16| f32::from_bits(u32::from(w.to_bits()) << 16));
+dot!(dot_f32, f32, |w: f32| w);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::bf16;
+
+    /// Small integers, whose products and sums are exact in any order: every shape of tail must give the exact answer in both
+    /// precisions, with every epilogue that stays exact.
+    #[test]
+    fn small_integers_are_exact_at_every_edge() {
+        let shapes = [1, 2, 4, 5, 31, 32, 33].map(|m| (m, 49, 66));
+        let more = [(7, 1, 2), (7, 12, 1024), (7, 13, 1026), (33, 47, 2050), (9, 48, 7), (5, 97, 3), (40, 96, 4098)];
+        for (m, n, k) in shapes.into_iter().chain(more) {
+            let value = |i: usize, by: usize| ((i * by) % 15) as f32 - 7.0;
+            let x: Vec<f32> = (0..m * k).map(|i| value(i, 7)).collect();
+            let w: Vec<f32> = (0..n * k).map(|i| value(i, 11)).collect();
+            let wb: Vec<bf16> = w.iter().map(|&v| bf16::from_f32(v)).collect();
+            let b: Vec<f32> = (0..n).map(|i| value(i, 3)).collect();
+            for precision in [Precision::F32, Precision::Bf16] {
+                for weights in [Weights::F32(&w), Weights::Bf16(&wb)] {
+                    let mut y: Vec<f32> = (0..m * n).map(|i| value(i, 5)).collect();
+                    matmul(&mut y, &x, weights, n, Some(&b), Then::Residual, precision);
+                    for (i, y) in y.iter().enumerate() {
+                        let dot: f32 = (0..k).map(|j| x[i / n * k + j] * w[i % n * k + j]).sum();
+                        let exact = value(i, 5) + dot + b[i % n];
+                        assert_eq!(*y, exact, "{precision:?} ({m}, {n}, {k}) at {i}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Against the `gemm` crate on values with outliers.
+    #[test]
+    fn agrees_with_the_library() {
+        let (m, n, k) = (65, 130, 1500);
+        let value = |i: usize| ((i * 2_654_435_761) % 1_000_003) as f32 / 500_001.5 - 1.0;
+        let x: Vec<f32> = (0..m * k).map(|i| if i % 97 == 0 { 30.0 * value(i) } else { value(i) }).collect();
+        let w: Vec<bf16> = (0..n * k).map(|i| bf16::from_f32(value(i + 17))).collect();
+        let wide: Vec<f32> = w.iter().map(|w| w.to_f32()).collect();
+        let (mut y, mut exact) = (vec![0.0; m * n], vec![0.0; m * n]);
+        let (a, b) = (Operand { data: &x, rows: k, cols: 1 }, Operand { data: &wide, rows: k, cols: 1 });
+        gemm(&mut exact, n, false, [m, n, k], a, b.t());
+        let relative = |y: &[f32]| {
+            let sum = |f: &dyn Fn(usize) -> f64| (0..y.len()).map(f).sum::<f64>();
+            let off = |i: usize| f64::from(y[i] - exact[i]).powi(2);
+            (sum(&off) / sum(&|i| f64::from(exact[i]).powi(2))).sqrt()
+        };
+        matmul(&mut y, &x, Weights::Bf16(&w), n, None, Then::Store, Precision::F32);
+        assert!(relative(&y) < 1e-6, "f32: {}", relative(&y));
+        matmul(&mut y, &x, Weights::Bf16(&w), n, None, Then::Store, Precision::Bf16);
+        assert!(relative(&y) < 4e-3, "bf16 operands: {}", relative(&y)); // half an ulp of bf16 is 2e-3
     }
 }

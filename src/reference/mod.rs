@@ -12,6 +12,7 @@ mod copy;
 mod dysample;
 mod embed;
 mod gather_rows;
+mod gemm;
 mod layernorm;
 pub mod math;
 mod matmul;
