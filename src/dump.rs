@@ -2,7 +2,7 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::device::cpu::{Cpu, Memory};
-use crate::graph::Tap;
+use crate::graph::{Tap, Window};
 use crate::models::Bound;
 use crate::models::mllmseg::{Model, Segment, States, Whole, whole};
 use crate::plan::Plan;
@@ -246,11 +246,16 @@ fn bits(values: &[f32]) -> Value {
 
 /// A tap's value in its published layout.
 fn tapped(tap: &Tap, memory: &Memory) -> Value {
-    let v = memory.window(&tap.value);
+    published(&tap.value, &tap.shape, tap.channels_first, memory)
+}
+
+/// The rows of a window in a published shape, channels before pixels if asked for; see [`Tap`].
+pub fn published(value: &Window, shape: &[usize], channels_first: bool, memory: &Memory) -> Value {
+    let v = memory.window(value);
     let rows = v.data.chunks_exact(v.stride).map(|row| &row[v.col..v.col + v.width]);
-    let data = if tap.channels_first {
-        let pixels: usize = tap.shape[tap.shape.len() - 2..].iter().product();
-        let mut data = vec![0.0; tap.shape.iter().product()];
+    let data = if channels_first {
+        let pixels: usize = shape[shape.len() - 2..].iter().product();
+        let mut data = vec![0.0; shape.iter().product()];
         for (n, row) in rows.enumerate() {
             let (item, pixel) = (n / pixels, n % pixels);
             for (c, &value) in row.iter().enumerate() {
@@ -261,5 +266,5 @@ fn tapped(tap: &Tap, memory: &Memory) -> Value {
     } else {
         rows.flatten().copied().collect()
     };
-    Value { shape: tap.shape.clone(), data: Data::F32(data) }
+    Value { shape: shape.to_vec(), data: Data::F32(data) }
 }

@@ -5,7 +5,7 @@ use crate::device::cpu::Cpu;
 use crate::graph::Node;
 use crate::image::{Mask, Rgb, normalize, resize_bicubic};
 use crate::models::llm::Rows;
-use crate::models::mllmseg::{self, Image, Model, Savings, Segment, States};
+use crate::models::mllmseg::{self, Image, Model, Savings, Segment, States, write_rows};
 use crate::ops::KvCache;
 use crate::plan::Plan;
 use crate::reference::Precision;
@@ -106,6 +106,9 @@ pub struct Run<'a> {
     pub time: Duration,
 }
 
+/// What is called after every node, if anything.
+type Observer = Option<Box<dyn FnMut(Run)>>;
+
 /// An opened model.
 pub struct Engine {
     checkpoint: Arc<Checkpoint>,
@@ -114,7 +117,7 @@ pub struct Engine {
     cpu: Cpu,
     options: Options,
     session: Option<Session>,
-    observer: Option<Box<dyn FnMut(Run)>>,
+    observer: Observer,
     timings: Timings,
 }
 
@@ -264,7 +267,8 @@ impl Engine {
         let session = Session { kept: states.tensors.len(), states, kv, system, image, shared };
         if savings.system_once {
             let segment = Segment { rows: (0, prefix.len()), seen: [(0, 0); 2], kv: 0 };
-            write_rows(&mut self.cpu, &session.system.1, prefix.iter().map(|&id| id as i32), &[segment])?;
+            let ids: Vec<i32> = prefix.iter().map(|&id| id as i32).collect();
+            write_rows(&mut self.cpu, &session.system.1, &ids, &[segment])?;
             run(&mut self.cpu, "system", &session.system.0, &mut self.timings, &mut self.observer)?;
         }
         self.session = Some(session);
@@ -278,21 +282,22 @@ impl Engine {
         let before = prefix.len() - session.shared; // rows of the system prompt that are computed here
         let context = self.tokenizer.special().img_context;
         let mut patch = 0;
-        let ids = prefix[session.shared..].iter().chain(image_ids).map(|&id| {
+        let token = |&id: &u32| {
             if id == context {
                 patch += 1;
                 -patch
             } else {
                 id as i32
             }
-        });
+        };
+        let ids: Vec<i32> = prefix[session.shared..].iter().chain(image_ids).map(token).collect();
         let segment = Segment {
             rows: (0, before + image_ids.len()),
             seen: [(0, session.shared), (0, 0)],
             kv: session.shared,
         };
         self.cpu.write(&io.pixel_values, pixels)?;
-        write_rows(&mut self.cpu, &io.rows, ids, &[segment])?;
+        write_rows(&mut self.cpu, &io.rows, &ids, &[segment])?;
         // hidden states of <img> and of all context tokens but the last predict the context tokens
         let read: Vec<i32> = (0..io.read.len()).map(|i| (before + i) as i32).collect();
         self.cpu.write(&io.read, &read)?;
@@ -325,8 +330,8 @@ impl Engine {
         let shape = [t, batch.len(), slots.len()];
         let (graph, text) = mllmseg::text(&self.model, states, &session.kv, shape, savings)?;
         states.tensors[session.kept..].iter().try_for_each(|t| self.cpu.allocate(t))?;
-        let ids = batch.iter().flat_map(|a| a.sequence.ids.iter().map(|&id| id as i32));
-        write_rows(&mut self.cpu, &text.rows, ids, &segments)?;
+        let ids: Vec<i32> = batch.iter().flat_map(|a| a.sequence.ids.iter().map(|&id| id as i32)).collect();
+        write_rows(&mut self.cpu, &text.rows, &ids, &segments)?;
         self.cpu.write(&text.read, &slots.iter().map(|s| s.1 as i32).collect::<Vec<_>>())?;
         run(&mut self.cpu, "text", &Plan::new(graph, 4)?, &mut self.timings, &mut self.observer)?;
         let tokens = self.cpu.read_i32(&text.token);
@@ -405,29 +410,13 @@ fn ask(
     asked
 }
 
-/// Fills the buffers that say what each row is; K/V rows and positions follow from the segments.
-fn write_rows(
-    cpu: &mut Cpu,
-    rows: &Rows,
-    ids: impl Iterator<Item = i32>,
-    segments: &[Segment],
-) -> Result<()> {
-    let each = |first: fn(&Segment) -> usize| -> Vec<i32> {
-        segments.iter().flat_map(|s| (first(s)..first(s) + s.rows.1).map(|v| v as i32)).collect()
-    };
-    cpu.write(&rows.ids, &ids.collect::<Vec<_>>())?;
-    cpu.write(&rows.positions, &each(Segment::position))?;
-    cpu.write(&rows.kv_rows, &each(|s| s.kv))?;
-    cpu.write(&rows.segments, &segments.iter().flat_map(Segment::fields).collect::<Vec<_>>())
-}
-
 /// Runs a plan; adds its nodes' times to their stages.
 fn run(
     cpu: &mut Cpu,
     graph: &'static str,
     plan: &Plan,
     timings: &mut Timings,
-    observer: &mut Option<Box<dyn FnMut(Run)>>,
+    observer: &mut Observer,
 ) -> Result<()> {
     cpu.run(plan, |_, node, time, _| {
         let stage = match (graph, node.name.split('.').next()) {

@@ -7,6 +7,7 @@ pub mod device;
 pub mod dump;
 pub mod engine;
 mod error;
+pub mod generate;
 pub mod graph;
 pub mod image;
 pub mod models;

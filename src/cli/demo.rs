@@ -174,10 +174,10 @@ impl Page {
     fn scene(&mut self, id: &str, files: &[String; 2], seconds: f64) {
         let [picture, overlay] = files.each_ref().map(|f| escape(f));
         let table = std::mem::take(&mut self.table);
-        let _ = write!(
+        let _ = writeln!(
             self.body,
             "<section><h2>{}</h2><img src=\"{picture}\" alt=\"picture\"><img src=\"{overlay}\" alt=\"masks\">\
-             <div><table><tr><th>expression<th class=n>IoU<th>answer</tr>{table}</table><p>{:.0} ms</p></div></section>\n",
+             <div><table><tr><th>expression<th class=n>IoU<th>answer</tr>{table}</table><p>{:.0} ms</p></div></section>",
             escape(id),
             seconds * 1e3
         );

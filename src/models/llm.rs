@@ -106,18 +106,30 @@ pub fn llm(
     kv: &KvCache,
     read: Read,
 ) -> Result<Option<Tensor>> {
+    let h = g.act("llm.h", [at.ids.len(), cfg.hidden_size]);
+    g.scope("llm");
+    g.push("tok_embeddings", embed(&h, &at.ids, &w.tok_embeddings, images)?); // h   (T, H)
+    g.tap("llm.in.inputs_embeds", &h);
+    layers(g, w, cfg, at, h, kv, read)
+}
+
+/// The decoder layers and the final norm: [`llm`] from the embedded rows `h` `(T, H)` on, which are updated.
+pub fn layers(
+    g: &mut Graph,
+    w: &Llm,
+    cfg: &LlmConfig,
+    at: &Rows,
+    mut h: Tensor,
+    kv: &KvCache,
+    read: Read,
+) -> Result<Option<Tensor>> {
     let (t, c, hd) = (at.ids.len(), cfg.hidden_size, cfg.head_dim());
     let (nh, nkv, f) = (cfg.num_attention_heads, cfg.num_key_value_heads, cfg.intermediate_size);
     let (eps, context) = (cfg.rms_norm_eps as f32, kv.k.shape[2]);
-    let mut h = g.act("llm.h", [t, c]);
     let mut x = g.act("llm.x", [t, c]);
     let (qkv, q) = (g.act("llm.qkv", [t, (nh + 2 * nkv) * hd]), g.act("llm.q", [t, nh, hd]));
     let mut o = g.act("llm.o", [t, nh * hd]);
     let mut ffn = g.act("llm.ffn", [t, f]);
-
-    g.scope("llm");
-    g.push("tok_embeddings", embed(&h, &at.ids, &w.tok_embeddings, images)?); // h   (T, H)
-    g.tap("llm.in.inputs_embeds", &h);
     for (l, layer) in w.layers.iter().enumerate() {
         let last = l + 1 == w.layers.len();
         let keys_only = last && matches!(read, Read::Nothing);

@@ -17,6 +17,7 @@ use super::vit::{Vit, vit};
 use super::{Binder, Bound};
 use crate::Result;
 use crate::checkpoint::{Checkpoint, config::Config};
+use crate::device::cpu::Cpu;
 use crate::graph::{DType, Graph, Place, Tensor};
 use crate::ops::{DESCRIPTOR, KvCache, SEGMENT, copy, drop_cls, gather_rows, resize_mask};
 use std::sync::Arc;
@@ -327,6 +328,58 @@ pub fn whole(
     Ok((g, io))
 }
 
+/// Input and result buffers of [`prompt`].
+pub struct Prompt {
+    /// `(B, 3, S, S)` f32.
+    pub pixel_values: Tensor,
+    /// The whole prompt.
+    pub rows: Rows,
+    /// `(1)`: the last row.
+    pub last: Tensor,
+    /// `(1)` i32, result: the most likely next token.
+    pub token: Tensor,
+}
+
+/// A prompt of `t` tokens about `tiles` tiles, for free generation.
+pub fn prompt(
+    m: &Model,
+    states: &mut States,
+    kv: &KvCache,
+    tiles: usize,
+    t: usize,
+) -> Result<(Graph, Prompt)> {
+    let mut g = Graph::new();
+    let size = m.config.force_image_size;
+    let io = Prompt {
+        pixel_values: states.make("pixel_values", DType::F32, [tiles, 3, size, size]),
+        rows: states.rows(t, 1),
+        last: states.make("last", DType::I32, [1]),
+        token: states.make("token", DType::I32, [1]),
+    };
+    let images = if tiles == 0 { None } else { Some(see(&mut g, m, &io.pixel_values)?.1) };
+    let read = Read::Some { rows: &io.last, early: true };
+    let h = llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, images.as_ref(), kv, read)?;
+    next_token(&mut g, &m.llm, &io.token, &h.expect("rows were asked for"))?;
+    Ok((g, io))
+}
+
+/// Input and result buffers of [`step`].
+pub struct Step {
+    /// The one row.
+    pub rows: Rows,
+    /// `(1)` i32, result: the most likely next token.
+    pub token: Tensor,
+}
+
+/// One more token behind the K/V rows before it.
+pub fn step(m: &Model, states: &mut States, kv: &KvCache) -> Result<(Graph, Step)> {
+    let mut g = Graph::new();
+    let io = Step { rows: states.rows(1, 1), token: states.make("token", DType::I32, [1]) };
+    let h = llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, None, kv, Read::All)?;
+    next_token(&mut g, &m.llm, &io.token, &h.expect("all rows"))?;
+    Ok((g, io))
+}
+
 /// Vision tower and projector: `F_vit` `(B*P, C)` and the image tokens `(B*P/4, H)`.
 fn see(g: &mut Graph, m: &Model, pixel_values: &Tensor) -> Result<(Tensor, Tensor)> {
     let x = vit(g, &m.vit, &m.config.vision_config, pixel_values)?;
@@ -360,4 +413,15 @@ impl Segment {
     pub fn position(&self) -> usize {
         self.seen.iter().map(|r| r.1).sum()
     }
+}
+
+/// Fills the buffers that say what each row is; K/V rows and positions follow from the segments.
+pub fn write_rows(cpu: &mut Cpu, rows: &Rows, ids: &[i32], segments: &[Segment]) -> Result<()> {
+    let each = |first: fn(&Segment) -> usize| -> Vec<i32> {
+        segments.iter().flat_map(|s| (first(s)..first(s) + s.rows.1).map(|v| v as i32)).collect()
+    };
+    cpu.write(&rows.ids, ids)?;
+    cpu.write(&rows.positions, &each(Segment::position))?;
+    cpu.write(&rows.kv_rows, &each(|s| s.kv))?;
+    cpu.write(&rows.segments, &segments.iter().flat_map(Segment::fields).collect::<Vec<_>>())
 }

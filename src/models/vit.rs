@@ -63,8 +63,8 @@ impl Vit {
 /// `pixel_values` `(B, 3, S, S)` f32 to the last layer's output `(B, 1+N, C)`, class token first.
 pub fn vit(g: &mut Graph, w: &Vit, cfg: &VisionConfig, pixel_values: &Tensor) -> Result<Tensor> {
     let [b, channels, size, _] = pixel_values.dims("vit pixel_values")?;
-    let (c, f, p) = (cfg.hidden_size, cfg.intermediate_size, cfg.patch_size);
-    let (n, heads, eps) = ((size / p).pow(2), cfg.num_attention_heads, cfg.layer_norm_eps as f32);
+    let (c, p) = (cfg.hidden_size, cfg.patch_size);
+    let n = (size / p).pow(2);
     let h = g.act("vit.h", [b, 1 + n, c]);
 
     g.scope("vit.embeddings");
@@ -75,23 +75,30 @@ pub fn vit(g: &mut Graph, w: &Vit, cfg: &VisionConfig, pixel_values: &Tensor) ->
     g.push("patch_embedding", matmul(&embedded, &patches, pw)?.bias(pb)?);
     g.push("position_embedding", vit_tokens(&h, &embedded, &w.class_embedding, &w.position_embedding)?);
     g.tap("vit.embeddings", &h);
+    layers(g, w, cfg, &h)?;
+    Ok(h)
+}
 
-    let rows = b * (1 + n);
+/// The encoder layers: reads and updates `h` `(B, 1+N, C)`.
+pub fn layers(g: &mut Graph, w: &Vit, cfg: &VisionConfig, h: &Tensor) -> Result<()> {
+    let [b, t, c] = h.dims("vit h")?;
+    let (f, heads, eps) = (cfg.intermediate_size, cfg.num_attention_heads, cfg.layer_norm_eps as f32);
+    let rows = b * t;
     let (x, qkv) = (g.act("vit.x", [rows, c]), g.act("vit.qkv", [rows, 3 * c]));
     let (o, mlp) = (g.act("vit.o", [rows, c]), g.act("vit.mlp", [rows, f]));
     for (l, w) in w.layers.iter().enumerate() {
         g.scope(format!("vit.{l}"));
         let [q, k, v] = [0, c, 2 * c].map(|col| qkv.cols(col, c));
-        g.push("norm1", layernorm(&x.all(), &h, &w.norm1[0], &w.norm1[1], eps)?); // x   (B*T, C)
+        g.push("norm1", layernorm(&x.all(), h, &w.norm1[0], &w.norm1[1], eps)?); // x   (B*T, C)
         g.push("qkv", matmul(&qkv, &x, &w.qkv[0])?.bias(&w.qkv[1])?); // qkv (B*T, 3*C)
         g.push("attention", attention(&o, &q, &k, &v, b, heads)?); // o   (B*T, C)
         let ls1 = Epilogue::ScaledResidual(w.ls1.clone());
-        g.push("proj", matmul(&h, &o, &w.proj[0])?.bias(&w.proj[1])?.then(ls1)?); // h  += ls1 * (o @ projᵀ + b)
-        g.push("norm2", layernorm(&x.all(), &h, &w.norm2[0], &w.norm2[1], eps)?); // x   (B*T, C)
+        g.push("proj", matmul(h, &o, &w.proj[0])?.bias(&w.proj[1])?.then(ls1)?); // h  += ls1 * (o @ projᵀ + b)
+        g.push("norm2", layernorm(&x.all(), h, &w.norm2[0], &w.norm2[1], eps)?); // x   (B*T, C)
         g.push("fc1", matmul(&mlp, &x, &w.fc1[0])?.bias(&w.fc1[1])?.then(Epilogue::Gelu)?); // mlp (B*T, F)
         let ls2 = Epilogue::ScaledResidual(w.ls2.clone());
-        g.push("fc2", matmul(&h, &mlp, &w.fc2[0])?.bias(&w.fc2[1])?.then(ls2)?); // h  += ls2 * (mlp @ fc2ᵀ + b)
-        g.tap(format!("vit.layer{l}"), &h);
+        g.push("fc2", matmul(h, &mlp, &w.fc2[0])?.bias(&w.fc2[1])?.then(ls2)?); // h  += ls2 * (mlp @ fc2ᵀ + b)
+        g.tap(format!("vit.layer{l}"), h);
     }
-    Ok(h)
+    Ok(())
 }

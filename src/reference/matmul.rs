@@ -1,13 +1,15 @@
 //! `y = epilogue(x @ wᵀ + b)`; see `gemm.rs` for the product.
 //!
-//! A task owns [`TILE_ROWS`] columns of `y`, which are weight rows: it computes their product transposed in a buffer that stays in L2, applies
+//! A task owns a tile of `y`: some rows of `x`, and up to [`TILE_ROWS`] columns, which are weight rows. It computes their product transposed in a buffer that stays in L2, applies
 //! the epilogue there, and stores. For a few rows of `x` the weights' bytes are what counts: they are read once, as they lie.
 
-use super::gemm::{Packed, TILE_ROWS};
+use super::gemm::{Packed, TILE_ROWS, TILE_STEP};
 use super::{Precision, Weights, math};
 use multiversion::multiversion;
 use rayon::prelude::*;
+use std::cell::Cell;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// Up to this many rows of `x`, each weight row is multiplied as it is read.
 const FEW: usize = 4;
@@ -115,7 +117,15 @@ impl<'a> Shared<'a> {
 }
 
 /// `y (M, n)`, `x (M, K)`, `w (n, K)`, `b (n)`.
-pub fn matmul(y: &mut [f32], x: &[f32], w: Weights, n: usize, b: Option<&[f32]>, then: Then, precision: Precision) {
+pub fn matmul(
+    y: &mut [f32],
+    x: &[f32],
+    w: Weights,
+    n: usize,
+    b: Option<&[f32]>,
+    then: Then,
+    precision: Precision,
+) {
     let m = y.len() / n;
     if m == 0 {
         return;
@@ -123,20 +133,28 @@ pub fn matmul(y: &mut [f32], x: &[f32], w: Weights, n: usize, b: Option<&[f32]>,
     let k = x.len() / m;
     assert!(y.len() == m * n && x.len() == m * k && w.len() == n * k);
     let packed = (m > FEW).then(|| Packed::new(x, m, k, precision));
-    let stride = packed.as_ref().map_or(m, Packed::padded);
+    let task_rows = packed.as_ref().map_or(m, Packed::task_rows);
+    let m_tasks = m.div_ceil(task_rows);
+    // Smaller tiles where there would be too few tasks to keep every thread busy to the end.
+    let enough = 6 * rayon::current_num_threads();
+    let tiles = (TILE_STEP..=TILE_ROWS).rev().step_by(TILE_STEP);
+    let tile = tiles.into_iter().find(|t| m_tasks * n.div_ceil(*t) >= enough).unwrap_or(TILE_STEP);
     let y = Shared::new(y);
-    (0..n.div_ceil(TILE_ROWS)).into_par_iter().with_max_len(1).for_each_init(Buffers::default, |buffers, task| {
-        let first = task * TILE_ROWS;
-        let rows = TILE_ROWS.min(n - first);
-        let Buffers { yt, up, scratch } = buffers;
+    (0..n.div_ceil(tile) * m_tasks).into_par_iter().with_max_len(1).for_each(|task| {
+        let (first, top) = (task / m_tasks * tile, task % m_tasks * task_rows);
+        let (rows, height) = (tile.min(n - first), task_rows.min(m - top));
+        // A thread keeps its buffers: fresh ones would cost a page fault every 4 KB.
+        let Buffers { mut yt, mut up, mut scratch } = BUFFERS.take();
         let mut product = |yt: &mut Vec<f32>, w| match &packed {
-            Some(packed) => packed.product(yt, scratch, w, first, rows),
-            None => few(yt, x, w, first, rows, k),
+            Some(packed) => packed.product(yt, &mut scratch, w, first..first + rows, top..top + height),
+            None => few(yt, x, w, first..first + rows, k),
         };
-        product(yt, w);
+        let stride = product(&mut yt, w);
         let used = rows * stride;
         if let Some(b) = b {
-            yt.chunks_exact_mut(stride).zip(&b[first..first + rows]).for_each(|(y, b)| y.iter_mut().for_each(|y| *y += b));
+            yt.chunks_exact_mut(stride)
+                .zip(&b[first..first + rows])
+                .for_each(|(y, b)| y.iter_mut().for_each(|y| *y += b));
         }
         match then {
             Then::Store | Then::Residual => {}
@@ -147,14 +165,14 @@ pub fn matmul(y: &mut [f32], x: &[f32], w: Weights, n: usize, b: Option<&[f32]>,
                 yt.chunks_exact_mut(stride).zip(&ls[first..first + rows]).for_each(scale);
             }
             Then::SiluMul(w3) => {
-                product(up, w3);
+                product(&mut up, w3);
                 math::silu_mul(&mut yt[..used], &up[..used]);
             }
         }
         let add = matches!(then, Then::Residual | Then::ScaledResidual(_));
-        for i in 0..m {
-            // SAFETY: each task owns its columns of every row.
-            let y = unsafe { y.row(i * n + first, rows) };
+        for i in 0..height {
+            // SAFETY: each task owns its columns of its rows.
+            let y = unsafe { y.row((top + i) * n + first, rows) };
             let column = yt[i..].iter().step_by(stride);
             if add {
                 y.iter_mut().zip(column).for_each(|(y, v)| *y += v);
@@ -162,7 +180,12 @@ pub fn matmul(y: &mut [f32], x: &[f32], w: Weights, n: usize, b: Option<&[f32]>,
                 y.iter_mut().zip(column).for_each(|(y, v)| *y = *v);
             }
         }
+        BUFFERS.set(Buffers { yt, up, scratch });
     });
+}
+
+thread_local! {
+    static BUFFERS: Cell<Buffers> = Cell::default();
 }
 
 #[derive(Default)]
@@ -172,12 +195,12 @@ struct Buffers {
     scratch: Vec<u32>,
 }
 
-/// The transposed product of at most [`FEW`] rows of `x`.
-fn few(yt: &mut Vec<f32>, x: &[f32], w: Weights, first: usize, rows: usize, k: usize) {
+/// The transposed product of the weight rows `n` and at most [`FEW`] rows of `x`; returns the distance of its rows.
+fn few(yt: &mut Vec<f32>, x: &[f32], w: Weights, n: Range<usize>, k: usize) -> usize {
     let m = x.len() / k;
     yt.resize(TILE_ROWS * m, 0.0);
-    for (r, y) in yt.chunks_exact_mut(m).take(rows).enumerate() {
-        let at = (first + r) * k..(first + r + 1) * k;
+    for (y, r) in yt.chunks_exact_mut(m).zip(n) {
+        let at = r * k..(r + 1) * k;
         for (y, x) in y.iter_mut().zip(x.chunks_exact(k)) {
             *y = match w {
                 Weights::Bf16(w) => dot_bf16(&w[at.clone()], x),
@@ -185,6 +208,7 @@ fn few(yt: &mut Vec<f32>, x: &[f32], w: Weights, first: usize, rows: usize, k: u
             };
         }
     }
+    m
 }
 
 /// `Σ w[i] * x[i]` in 64 strands, whose order does not depend on the CPU.
@@ -217,7 +241,16 @@ mod tests {
     #[test]
     fn small_integers_are_exact_at_every_edge() {
         let shapes = [1, 2, 4, 5, 31, 32, 33].map(|m| (m, 49, 66));
-        let more = [(7, 1, 2), (7, 12, 1024), (7, 13, 1026), (33, 47, 2050), (9, 48, 7), (5, 97, 3), (40, 96, 4098)];
+        let more = [
+            (7, 1, 2),
+            (7, 12, 1024),
+            (7, 13, 1026),
+            (400, 200, 30),
+            (33, 47, 2050),
+            (9, 48, 7),
+            (5, 97, 3),
+            (40, 96, 4098),
+        ];
         for (m, n, k) in shapes.into_iter().chain(more) {
             let value = |i: usize, by: usize| ((i * by) % 15) as f32 - 7.0;
             let x: Vec<f32> = (0..m * k).map(|i| value(i, 7)).collect();

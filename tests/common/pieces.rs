@@ -1,0 +1,143 @@
+//! The real-width pieces of the 8B model, one layer each, with the golden weights and inputs (tests/data/golden/layer8b.safetensors):
+//! each a plan of its own on the CPU device.
+
+use mllmseg::checkpoint::{Checkpoint, synth};
+use mllmseg::device::cpu::Cpu;
+use mllmseg::graph::{DType, Graph, Tensor};
+use mllmseg::models::llm::{self, Llm, Read, Rows};
+use mllmseg::models::mask_decoder::{self, MaskDecoder};
+use mllmseg::models::mllmseg::{Segment, States, write_rows};
+use mllmseg::models::projector::{Projector, projector};
+use mllmseg::models::vit::{self, Vit};
+use mllmseg::models::{Binder, Bound};
+use mllmseg::plan::Plan;
+use mllmseg::reference::Precision;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Real widths, one layer of each tower, a small vocabulary.
+const CONFIG: &str = r#"{
+    "architectures": ["MLLMSeg"], "template": "internvl2_5", "ps_version": "v2", "downsample_ratio": 0.5, "select_layer": -1,
+    "force_image_size": 448,
+    "vision_config": {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096, "num_hidden_layers": 1,
+        "image_size": 448, "patch_size": 14, "norm_type": "layer_norm", "qkv_bias": true, "qk_normalization": false,
+        "hidden_act": "gelu", "layer_norm_eps": 1e-6},
+    "llm_config": {"architectures": ["InternLM2ForCausalLM"], "vocab_size": 64, "hidden_size": 4096, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "intermediate_size": 14336, "num_hidden_layers": 1, "rope_theta": 1000000,
+        "rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "bias": false,
+        "hidden_act": "silu"}
+}"#;
+
+/// The checkpoint's weights, bound.
+pub struct Pieces {
+    vit: Vit,
+    projector: Projector,
+    llm: Llm,
+    decoder: MaskDecoder,
+    checkpoint: Arc<Checkpoint>,
+    weights: Bound,
+}
+
+/// A piece that is ready to run.
+pub struct Piece {
+    pub plan: Plan,
+    pub cpu: Cpu,
+    inputs: Vec<(Tensor, Vec<f32>)>,
+}
+
+impl Piece {
+    /// Writes the inputs again (they are updated in place) and runs; `seen` is called after each node.
+    pub fn run(&mut self, mut seen: impl FnMut(usize, &mllmseg::device::cpu::Memory)) {
+        for (t, values) in &self.inputs {
+            self.cpu.write(t, values).unwrap();
+        }
+        self.cpu.run(&self.plan, |i, _, _, memory| seen(i, memory)).unwrap();
+    }
+}
+
+/// A golden input by its formula (tests/data/golden/SYNTH.md).
+fn input(name: &str, len: usize, amp: f32) -> Vec<f32> {
+    let mut values = vec![half::bf16::ZERO; len];
+    synth::fill_with(&format!("golden.input.{name}"), 1, 0.0, amp, &mut values);
+    values.iter().map(|v| v.to_f32()).collect()
+}
+
+impl Pieces {
+    /// Writes the checkpoint (0.7 GB) into `dir` and binds it.
+    pub fn new(dir: &Path) -> Self {
+        let (config, out) = (dir.join("pieces.json"), dir.join("pieces"));
+        std::fs::write(&config, CONFIG).unwrap();
+        let spec = synth::Spec::read(&config.to_string_lossy()).unwrap();
+        synth::write(&spec, &out, &synth::Options::default(), &mut |_, _| {}).unwrap();
+        let checkpoint = Arc::new(Checkpoint::open_dir(&out).unwrap());
+        let c = &checkpoint.config;
+        let mut b = Binder::new(&checkpoint);
+        let vit = Vit::bind(&b, &c.vision_config, c.patches()).unwrap();
+        let projector = Projector::bind(&b, c).unwrap();
+        let llm = Llm::bind(&mut b, &c.llm_config).unwrap();
+        let decoder = MaskDecoder::bind(&mut b, c).unwrap();
+        let weights = b.finish(Arc::clone(&checkpoint));
+        Self { vit, projector, llm, decoder, checkpoint, weights }
+    }
+
+    fn piece(&self, graph: Graph, states: States, inputs: Vec<(Tensor, Vec<f32>)>, precision: Precision) -> Piece {
+        let mut cpu = Cpu::new(self.weights.clone(), precision);
+        states.tensors.iter().for_each(|t| cpu.allocate(t).unwrap());
+        Piece { plan: Plan::new(graph, 4).unwrap(), cpu, inputs }
+    }
+
+    /// One vision layer over 1025 tokens.
+    pub fn vit_layer(&self, precision: Precision) -> Piece {
+        let (mut g, mut states) = (Graph::new(), States::default());
+        let h = states.make("h", DType::Act, [1, 1025, 1024]);
+        vit::layers(&mut g, &self.vit, &self.checkpoint.config.vision_config, &h).unwrap();
+        self.piece(g, states, vec![(h, input("vit_layer", 1025 * 1024, 1.5))], precision)
+    }
+
+    /// One language model layer over `t` tokens.
+    pub fn llm_layer(&self, t: usize, precision: Precision) -> Piece {
+        let (mut g, mut states) = (Graph::new(), States::default());
+        let config = &self.checkpoint.config;
+        let h = states.make("h", DType::Act, [t, 4096]);
+        let kv = states.kv_cache(config, t);
+        let rows = Rows::new(t, 1, &mut |name, dtype, shape| states.make(name, dtype, shape));
+        llm::layers(&mut g, &self.llm, &config.llm_config, &rows, h.clone(), &kv, Read::All).unwrap();
+        let mut piece = self.piece(g, states, vec![(h, input("llm_layer", t * 4096, 1.5))], precision);
+        write_rows(&mut piece.cpu, &rows, &vec![0; t], &[Segment { rows: (0, t), seen: [(0, 0); 2], kv: 0 }]).unwrap();
+        piece
+    }
+
+    /// The projector over the 256 image tokens, from its LayerNorm's input on.
+    pub fn mlp1(&self, precision: Precision) -> Piece {
+        let (mut g, mut states) = (Graph::new(), States::default());
+        let f_vit = states.make("f_vit", DType::Act, [1024, 1024]);
+        projector(&mut g, &self.projector, &f_vit, 32).unwrap();
+        // The golden input stands behind the pixel shuffle: here before it, so shuffled back.
+        let (shuffled, mut map) = (input("mlp1", 256 * 4096, 2.0), vec![0.0; 1024 * 1024]);
+        for (i, row) in shuffled.chunks(1024).enumerate() {
+            let (cell, part) = (i / 4, i % 4);
+            let pixel = (2 * (cell / 16) + part / 2) * 32 + 2 * (cell % 16) + part % 2;
+            map[pixel * 1024..(pixel + 1) * 1024].copy_from_slice(row);
+        }
+        self.piece(g, states, vec![(f_vit, map)], precision)
+    }
+
+    /// The mask decoder for `q` expressions, once-an-image part included.
+    pub fn decoder(&self, q: usize, fold: bool, precision: Precision) -> Piece {
+        let (mut g, mut states) = (Graph::new(), States::default());
+        let f_vit = states.make("f_vit", DType::Act, [1024, 1024]);
+        let f_llm = states.make("f_llm", DType::Act, [256, 4096]);
+        let t_q = states.make("t_q", DType::Act, [q, 4096]);
+        let image_of = states.make("image_of", DType::I32, [q]);
+        let mask = states.make("mask", DType::F32, [q, 448, 448]);
+        let sa = g.act("sa", [1, 1024, 1024]);
+        mask_decoder::image(&mut g, &self.decoder, &sa.reshape([1024, 1024]), &f_vit, &f_llm, 32).unwrap();
+        mask_decoder::expressions(&mut g, &self.decoder, &mask, &sa, &image_of, &t_q, 32, fold).unwrap();
+        let inputs = vec![
+            (f_vit, input("dec.img_vit", 1024 * 1024, 2.0)),
+            (f_llm, input("dec.img_llm", 256 * 4096, 1.7)),
+            (t_q, input("dec.text_src", q * 4096, 1.7)),
+        ];
+        self.piece(g, states, inputs, precision)
+    }
+}
