@@ -168,6 +168,8 @@ pub(crate) struct Worker<'a> {
     pub barriers: u64,
     pub async_bytes: u64,
     pub in_flight_max: u64,
+    /// Bulk copies to shared memory that have been issued and not made.
+    pub bulk: Vec<crate::exec::bulk::PendingLoad>,
     /// A strong load or an atomic ran: the block may be waiting for another one.
     pub polled: bool,
 }
@@ -203,6 +205,12 @@ pub fn launch(
     options: &Options,
 ) -> Result<LaunchReport> {
     let start = Instant::now();
+    if !crate::exec::supported() {
+        return Err(Error::Launch {
+            kernel: kernel.into(),
+            message: "this machine has no AVX2 and FMA".into(),
+        });
+    }
     let prog = module.program(kernel)?;
     let info = module
         .module()
@@ -379,6 +387,7 @@ fn work(s: &Shared) -> Part {
         barriers: 0,
         async_bytes: 0,
         in_flight_max: 0,
+        bulk: Vec::new(),
         polled: false,
     };
     let mut consts: Vec<AlignedRow> = prog.consts.iter().map(|r| AlignedRow(*r)).collect();
@@ -403,6 +412,7 @@ fn work(s: &Shared) -> Part {
         w: (&raw mut worker).cast(),
         counts: counts.as_mut_ptr(),
         counting: s.options.counters,
+        watch_registers: false,
         track_shared,
         track_global: checks.has(Checks::GLOBAL_RACE) || checks.has(Checks::UNINIT),
     };

@@ -87,6 +87,10 @@ pub(crate) struct Program {
     pub functions: Vec<Layout>,
     /// Whether blocks order their accesses by fences, acquires and releases.
     pub has_fences: bool,
+    pub has_wgmma: bool,
+    /// Rows that each instruction reads, and writes; only in programs with wgmma.
+    pub reads: Vec<Vec<u16>>,
+    pub writes: Vec<Vec<u16>>,
 }
 
 /// A call: where to, and which local cells of the caller hold arguments and results.
@@ -150,6 +154,13 @@ impl Program {
         let i = self.info.get(pc as usize)?;
         let name = &self.names[i.name as usize];
         let op = &self.ops[pc as usize];
+        if let Some(rest) = name.strip_prefix("wgmma.mma_async.sync.aligned.") {
+            // Four warps make one of them.
+            return Some((rest.into(), self.wgmma.get(op.x as usize)?.form.flops() / 4));
+        }
+        if let Some(rest) = name.strip_prefix("wmma.mma.") {
+            return Some((rest.replace("sync.aligned.", ""), self.wmma.get(op.x as usize)?.flops()));
+        }
         let rest = name.strip_prefix("mma.sync.aligned.")?;
         Some((rest.replace("row.col.", ""), self.mma.get(op.x as usize)?.flops()))
     }

@@ -15,11 +15,12 @@ use crate::report::ReportKind;
 /// Up to which stamp each warp's accesses are ordered before.
 pub(crate) type Clock = [u32; 32];
 
-/// Bits of a write word: stamp 18, atomic 1, warp 5, bytes of the write 4, bytes ever written 4.
-const STAMP_SHIFT: u32 = 14;
+/// Bits of a write word: stamp 17, async proxy 1, atomic 1, warp 5, bytes of the write 4, bytes ever written 4.
+const STAMP_SHIFT: u32 = 15;
+const BY_ASYNC: u32 = 1 << 14;
 const ATOMIC: u32 = 1 << 13;
 /// The stamp of bytes in flight.
-const FLIGHT: u32 = (1 << 18) - 1;
+const FLIGHT: u32 = (1 << 17) - 1;
 /// Stamps after which everything counts as ordered once, to start over.
 const LAST_STAMP: u32 = FLIGHT - 40;
 
@@ -33,6 +34,8 @@ pub(crate) enum Touch {
     Issue,
     /// The same bytes when the wait is over.
     Land,
+    /// A read by the async proxy (bulk stores, wgmma).
+    AsyncRead,
 }
 
 #[derive(Default)]
@@ -46,6 +49,8 @@ pub(crate) struct SharedShadow {
     clocks: Vec<Clock>,
     floor: Vec<u32>,
     segment: Vec<u32>,
+    /// Stamp of each warp's last `fence.proxy.async`.
+    fenced: Vec<u32>,
     now: u32,
     nwarps: usize,
 }
@@ -67,6 +72,8 @@ impl SharedShadow {
         self.floor.resize(nwarps, 0);
         self.segment.clear();
         self.segment.resize(nwarps, 1);
+        self.fenced.clear();
+        self.fenced.resize(nwarps, 0);
         self.now = 1;
     }
 
@@ -83,6 +90,7 @@ impl SharedShadow {
             self.clocks.fill([0; 32]);
             self.floor.fill(0);
             self.segment.fill(1);
+            self.fenced.fill(1);
             self.now = 2;
         }
         self.now
@@ -152,7 +160,56 @@ impl SharedShadow {
         for k in 0..32 {
             self.clocks[w][k] = self.clocks[w][k].max(from[k]);
         }
+        // A copy that this warp started has landed: what it does from now on comes after.
+        if from[w] >= self.segment[w] {
+            self.segment[w] = self.tick();
+        }
         self.refloor(w);
+    }
+
+    /// `fence.proxy.async` by warp `w`.
+    pub fn proxy_fence(&mut self, w: usize) {
+        if self.on {
+            self.fenced[w] = self.now;
+            self.segment[w] = self.tick();
+        }
+    }
+
+    /// A range is in flight to shared memory from now on; answers the first thing wrong.
+    pub fn issue(&mut self, w: usize, at: u32, bytes: u32, pc: u32) -> Option<Bad> {
+        if self.on { self.touch(w, at, bytes, Touch::Issue, pc) } else { None }
+    }
+
+    /// A range that warp `w` had copied has landed; what `into` releases includes it.
+    pub fn land(&mut self, w: usize, at: u32, bytes: u32, into: &mut Clock) {
+        if !self.on {
+            return;
+        }
+        let t = self.tick();
+        let word = t << STAMP_SHIFT | BY_ASYNC | (w as u32) << 8 | 0xff;
+        let (first, last) = (at as usize / 4, (at + bytes).div_ceil(4) as usize);
+        if let Some(words) = self.writes.get_mut(first..last) {
+            words.fill(word);
+        }
+        into[w] = into[w].max(t);
+    }
+
+    /// A read by the async proxy on behalf of warp `w`: also wants a proxy fence after ordinary writes.
+    pub fn async_read(&mut self, w: usize, at: u32, bytes: u32, pc: u32) -> Option<Bad> {
+        if !self.on || bytes == 0 {
+            return None;
+        }
+        if let Some(bad) = self.touch(w, at, bytes, Touch::Read, pc) {
+            return Some(bad);
+        }
+        for g in at as usize / 4..(at + bytes).div_ceil(4) as usize {
+            let word = self.writes[g];
+            let (stamp, owner) = (word >> STAMP_SHIFT, (word >> 8 & 31) as usize);
+            if word & BY_ASYNC == 0 && stamp > self.fenced[owner].max(self.fenced[w]) {
+                return Some(Bad::Unfenced { at: 4 * g as u32, owner, pc: self.write_pc[g] });
+            }
+        }
+        None
     }
 
     /// Marks bytes as written without an owner (copies by other blocks, initialised variables).
@@ -192,7 +249,7 @@ impl SharedShadow {
                     self.writes[a..b].fill(segment << STAMP_SHIFT | me | 0xff);
                     false
                 }
-                Touch::Atomic => true,
+                Touch::Atomic | Touch::AsyncRead => true,
             };
             if !bad {
                 let pcs = if touch == Touch::Read { &mut self.read_pc } else { &mut self.write_pc };
@@ -320,10 +377,11 @@ fn write_range(writes: &mut [u32], reads: &mut [u64], w: u32, floor: u32, new: u
     false
 }
 
-enum Bad {
+pub(crate) enum Bad {
     Unwritten { at: u32 },
     Race { at: u32, owner: usize, pc: u32, wrote: bool },
     Flight { at: u32, owner: usize, pc: u32 },
+    Unfenced { at: u32, owner: usize, pc: u32 },
 }
 
 /// Notes the access of the lanes of `mask`, `bytes` each, to the shared memory of block `rank` of the cluster.
@@ -385,17 +443,20 @@ pub(crate) fn access_at(
 impl Bad {
     fn at(&self) -> u32 {
         match *self {
-            Bad::Unwritten { at } | Bad::Race { at, .. } | Bad::Flight { at, .. } => at,
+            Bad::Unwritten { at }
+            | Bad::Race { at, .. }
+            | Bad::Flight { at, .. }
+            | Bad::Unfenced { at, .. } => at,
         }
     }
 }
 
 #[cold]
 #[inline(never)]
-fn tell(cx: &mut Cx, pc: u32, lane: u32, bad: Bad, touch: Touch) {
+pub(crate) fn tell(cx: &mut Cx, pc: u32, lane: u32, bad: Bad, touch: Touch) {
     let block = cx.block().ctaid;
     let verb = match touch {
-        Touch::Read => "reads",
+        Touch::Read | Touch::AsyncRead => "reads",
         Touch::Atomic => "updates",
         Touch::Issue => "starts an asynchronous copy to",
         _ => "writes",
@@ -422,6 +483,20 @@ fn tell(cx: &mut Cx, pc: u32, lane: u32, bad: Bad, touch: Touch) {
                 Some(Other { block, warp: Some(owner as u32), access, pc: Some(pc) }),
             )
         }
+        Bad::Unfenced { at, owner, pc } => {
+            if !cx.check(ASYNC) {
+                return;
+            }
+            let m = format!(
+                "the async proxy reads shared byte {at:#x}, which warp {owner} wrote with no fence.proxy.async between"
+            );
+            (
+                ReportKind::MissingProxyFence,
+                m,
+                at,
+                Some(Other { block, warp: Some(owner as u32), access: "write", pc: Some(pc) }),
+            )
+        }
         Bad::Flight { at, owner, pc } => {
             if !cx.check(ASYNC) {
                 return;
@@ -441,22 +516,28 @@ fn tell(cx: &mut Cx, pc: u32, lane: u32, bad: Bad, touch: Touch) {
 }
 
 /// Lanes of one store that write different values to one byte.
+#[inline(always)]
 pub(crate) fn write_conflict(
     cx: &mut Cx,
     at: &[u64; 32],
     mask: u32,
     bytes: u32,
-    value: impl Fn(usize) -> u64,
+    values: &[u64; 32],
+    keep: u64,
 ) {
-    if !cx.check(SHARED_RACE) {
-        return;
-    }
     // Rising addresses, the usual case, cannot meet.
     let mut rising = true;
     for l in 1..32 {
         rising &= at[l] >= at[l - 1].wrapping_add(u64::from(bytes));
     }
-    if rising {
+    if !rising {
+        conflict_among(cx, at, mask, values, keep);
+    }
+}
+
+#[inline(never)]
+fn conflict_among(cx: &mut Cx, at: &[u64; 32], mask: u32, values: &[u64; 32], keep: u64) {
+    if !cx.check(SHARED_RACE) {
         return;
     }
     let mut m = mask;
@@ -468,7 +549,7 @@ pub(crate) fn write_conflict(
         while s != 0 {
             let k = s.trailing_zeros() as usize;
             s &= s - 1;
-            if value(k) != value(l) {
+            if (values[k] ^ values[l]) & keep != 0 {
                 let message = format!(
                     "lanes {l} and {k} write different values to address {:#x} in one instruction",
                     at[l]

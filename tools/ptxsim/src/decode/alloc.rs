@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::{FnBody, ListAt, Next, Pre, Resolve, Slot, Tables};
 use crate::ast::{Ast, Function, RegId, Ty};
-use crate::exec::handler;
+use crate::exec::cold;
 use crate::program::{Layout, Op, OpInfo, Program, Table, Target};
 use crate::{Error, Result};
 
@@ -307,6 +307,8 @@ pub(super) fn assemble(
     let mut extra: Vec<u16> = Vec::new();
     let mut tables = Vec::new();
     let mut layouts = Vec::new();
+    let has_wgmma = !t.wgmma.is_empty();
+    let (mut reads, mut writes) = (Vec::new(), Vec::new());
     let (mut rows, mut preds, mut registers) = (0u32, 1u32, 0u32);
     for (k, body) in bodies.iter().enumerate() {
         let flow = blocks(body);
@@ -374,6 +376,23 @@ pub(super) fn assemble(
                     }
                     _ => {}
                 }
+                if has_wgmma {
+                    let (mut r, mut w) = (Vec::new(), Vec::new());
+                    for s in p.s.iter().chain(&p.list) {
+                        let (reg, out) = match *s {
+                            Slot::Use(x) => (x, &mut r),
+                            Slot::Def(x) | Slot::Both(x) => (x, &mut w),
+                            _ => continue,
+                        };
+                        match pool(body.regs[reg as usize]) {
+                            Pool::Pred => {}
+                            Pool::Narrow => out.push(of(reg)),
+                            Pool::Wide => out.extend([of(reg), of(reg) + 1]),
+                        }
+                    }
+                    reads.push(r);
+                    writes.push(w);
+                }
                 ops.push(op);
                 info.push(OpInfo { line: p.line, loc: p.loc, name: p.name, class: p.class });
             }
@@ -390,7 +409,7 @@ pub(super) fn assemble(
         });
         // Calls name their callee and its slot by function number.
         for p in &body.pre {
-            if p.f as usize == handler::<crate::exec::control::CallOp>() as usize {
+            if p.f as usize == cold::<crate::exec::control::CallOp>() as usize {
                 let (call, name) = &mut t.calls[p.x as usize];
                 match &mut call.target {
                     Target::Register(s) => {
@@ -436,5 +455,8 @@ pub(super) fn assemble(
         registers,
         functions: layouts,
         has_fences: t.has_fences,
+        has_wgmma,
+        reads,
+        writes,
     })
 }

@@ -5,7 +5,7 @@ use crate::Result;
 use crate::ast::{Inst, Operand, Ty};
 use crate::counters::Class;
 use crate::exec::alu::{self, cmp};
-use crate::exec::{Handler, float, half, handler as hf, moves as mv};
+use crate::exec::{Handler, cold as cf, float, half, handler as hf, moves as mv};
 
 /// The comparison of a `set`/`setp`; for unsigned integers `lo ls hi hs` are `lt le gt ge`.
 pub(super) fn comparison(m: &mut Mods) -> Option<u8> {
@@ -61,13 +61,13 @@ impl Decoder<'_> {
             let signed = x2 == "s16x2";
             let relu = m.has("relu");
             let f = match (base, signed, relu) {
-                ("add", _, false) => hf::<alu::Add16x2>(),
-                ("min", false, false) => hf::<alu::MinU16x2>(),
-                ("min", true, false) => hf::<alu::MinS16x2>(),
-                ("min", true, true) => hf::<alu::MinReluS16x2>(),
-                ("max", false, false) => hf::<alu::MaxU16x2>(),
-                ("max", true, false) => hf::<alu::MaxS16x2>(),
-                ("max", true, true) => hf::<alu::MaxReluS16x2>(),
+                ("add", _, false) => cf::<alu::Add16x2>(),
+                ("min", false, false) => cf::<alu::MinU16x2>(),
+                ("min", true, false) => cf::<alu::MinS16x2>(),
+                ("min", true, true) => cf::<alu::MinReluS16x2>(),
+                ("max", false, false) => cf::<alu::MaxU16x2>(),
+                ("max", true, false) => cf::<alu::MaxS16x2>(),
+                ("max", true, true) => cf::<alu::MaxReluS16x2>(),
                 _ => return Err(m.unknown("no such packed instruction")),
             };
             m.done()?;
@@ -85,14 +85,14 @@ impl Decoder<'_> {
                     return Ok(true);
                 }
                 let f = match (ty.bytes(), sub, sat) {
-                    (4, false, true) if ty == S32 => hf::<alu::AddSat>(),
-                    (4, true, true) if ty == S32 => hf::<alu::SubSat>(),
+                    (4, false, true) if ty == S32 => cf::<alu::AddSat>(),
+                    (4, true, true) if ty == S32 => cf::<alu::SubSat>(),
                     (4, false, false) => hf::<alu::Add32>(),
                     (8, false, false) => hf::<alu::Add64>(),
-                    (2, false, false) => hf::<alu::Add16>(),
+                    (2, false, false) => cf::<alu::Add16>(),
                     (4, true, false) => hf::<alu::Sub32>(),
                     (8, true, false) => hf::<alu::Sub64>(),
-                    (2, true, false) => hf::<alu::Sub16>(),
+                    (2, true, false) => cf::<alu::Sub16>(),
                     _ => return Err(m.unknown("no such type")),
                 };
                 self.plain(f, Class::Integer, inst, &[ty; 3])?;
@@ -108,18 +108,18 @@ impl Decoder<'_> {
                 let ty = m.ty()?;
                 m.done()?;
                 let f = match (base, ty) {
-                    ("div", U32) => hf::<alu::DivU32>(),
-                    ("div", S32) => hf::<alu::DivS32>(),
-                    ("div", U64) => hf::<alu::DivU64>(),
-                    ("div", S64) => hf::<alu::DivS64>(),
-                    ("div", U16) => hf::<alu::DivU16>(),
-                    ("div", S16) => hf::<alu::DivS16>(),
-                    ("rem", U32) => hf::<alu::RemU32>(),
-                    ("rem", S32) => hf::<alu::RemS32>(),
-                    ("rem", U64) => hf::<alu::RemU64>(),
-                    ("rem", S64) => hf::<alu::RemS64>(),
-                    ("rem", U16) => hf::<alu::RemU16>(),
-                    ("rem", S16) => hf::<alu::RemS16>(),
+                    ("div", U32) => cf::<alu::DivU32>(),
+                    ("div", S32) => cf::<alu::DivS32>(),
+                    ("div", U64) => cf::<alu::DivU64>(),
+                    ("div", S64) => cf::<alu::DivS64>(),
+                    ("div", U16) => cf::<alu::DivU16>(),
+                    ("div", S16) => cf::<alu::DivS16>(),
+                    ("rem", U32) => cf::<alu::RemU32>(),
+                    ("rem", S32) => cf::<alu::RemS32>(),
+                    ("rem", U64) => cf::<alu::RemU64>(),
+                    ("rem", S64) => cf::<alu::RemS64>(),
+                    ("rem", U16) => cf::<alu::RemU16>(),
+                    ("rem", S16) => cf::<alu::RemS16>(),
                     _ => return Err(m.unknown("no such type")),
                 };
                 self.plain(f, Class::Integer, inst, &[ty; 3])?;
@@ -129,11 +129,11 @@ impl Decoder<'_> {
                 m.done()?;
                 let f = match (base, ty) {
                     ("abs", S32) => hf::<alu::Abs32>(),
-                    ("abs", S64) => hf::<alu::Abs64>(),
-                    ("abs", S16) => hf::<alu::Abs16>(),
+                    ("abs", S64) => cf::<alu::Abs64>(),
+                    ("abs", S16) => cf::<alu::Abs16>(),
                     ("neg", S32) => hf::<alu::Neg32>(),
-                    ("neg", S64) => hf::<alu::Neg64>(),
-                    ("neg", S16) => hf::<alu::Neg16>(),
+                    ("neg", S64) => cf::<alu::Neg64>(),
+                    ("neg", S16) => cf::<alu::Neg16>(),
                     _ => return Err(m.unknown("no such type")),
                 };
                 self.plain(f, Class::Integer, inst, &[ty; 2])?;
@@ -145,18 +145,18 @@ impl Decoder<'_> {
                 let f = match (base, ty, relu) {
                     ("min", U32, false) => hf::<alu::MinU32>(),
                     ("min", S32, false) => hf::<alu::MinS32>(),
-                    ("min", U64, false) => hf::<alu::MinU64>(),
-                    ("min", S64, false) => hf::<alu::MinS64>(),
-                    ("min", U16, false) => hf::<alu::MinU16>(),
-                    ("min", S16, false) => hf::<alu::MinS16>(),
+                    ("min", U64, false) => cf::<alu::MinU64>(),
+                    ("min", S64, false) => cf::<alu::MinS64>(),
+                    ("min", U16, false) => cf::<alu::MinU16>(),
+                    ("min", S16, false) => cf::<alu::MinS16>(),
                     ("max", U32, false) => hf::<alu::MaxU32>(),
                     ("max", S32, false) => hf::<alu::MaxS32>(),
                     ("max", U64, false) => hf::<alu::MaxU64>(),
-                    ("max", S64, false) => hf::<alu::MaxS64>(),
-                    ("max", U16, false) => hf::<alu::MaxU16>(),
-                    ("max", S16, false) => hf::<alu::MaxS16>(),
-                    ("min", S32, true) => hf::<alu::MinReluS32>(),
-                    ("max", S32, true) => hf::<alu::MaxReluS32>(),
+                    ("max", S64, false) => cf::<alu::MaxS64>(),
+                    ("max", U16, false) => cf::<alu::MaxU16>(),
+                    ("max", S16, false) => cf::<alu::MaxS16>(),
+                    ("min", S32, true) => cf::<alu::MinReluS32>(),
+                    ("max", S32, true) => cf::<alu::MaxReluS32>(),
                     _ => return Err(m.unknown("no such type")),
                 };
                 self.plain(f, Class::Integer, inst, &[ty; 3])?;
@@ -165,12 +165,12 @@ impl Decoder<'_> {
                 let ty = m.ty()?;
                 m.done()?;
                 let f = match ty {
-                    U32 => hf::<alu::SadU32>(),
-                    S32 => hf::<alu::SadS32>(),
-                    U64 => hf::<alu::SadU64>(),
-                    S64 => hf::<alu::SadS64>(),
-                    U16 => hf::<alu::SadU16>(),
-                    S16 => hf::<alu::SadS16>(),
+                    U32 => cf::<alu::SadU32>(),
+                    S32 => cf::<alu::SadS32>(),
+                    U64 => cf::<alu::SadU64>(),
+                    S64 => cf::<alu::SadS64>(),
+                    U16 => cf::<alu::SadU16>(),
+                    S16 => cf::<alu::SadS16>(),
                     _ => return Err(m.unknown("no such type")),
                 };
                 self.plain(f, Class::Integer, inst, &[ty; 4])?;
@@ -180,20 +180,20 @@ impl Decoder<'_> {
                 let ty = m.ty()?;
                 m.done()?;
                 let f = match (base, ty, shift) {
-                    ("popc", B32, false) => hf::<alu::Popc32>(),
-                    ("popc", B64, false) => hf::<alu::Popc64>(),
-                    ("clz", B32, false) => hf::<alu::Clz32>(),
-                    ("clz", B64, false) => hf::<alu::Clz64>(),
-                    ("brev", B32, false) => hf::<alu::Brev32>(),
-                    ("brev", B64, false) => hf::<alu::Brev64>(),
-                    ("bfind", U32, false) => hf::<alu::BfindU32>(),
-                    ("bfind", S32, false) => hf::<alu::BfindS32>(),
-                    ("bfind", U64, false) => hf::<alu::BfindU64>(),
-                    ("bfind", S64, false) => hf::<alu::BfindS64>(),
-                    ("bfind", U32, true) => hf::<alu::BfindShiftU32>(),
-                    ("bfind", S32, true) => hf::<alu::BfindShiftS32>(),
-                    ("bfind", U64, true) => hf::<alu::BfindShiftU64>(),
-                    ("bfind", S64, true) => hf::<alu::BfindShiftS64>(),
+                    ("popc", B32, false) => cf::<alu::Popc32>(),
+                    ("popc", B64, false) => cf::<alu::Popc64>(),
+                    ("clz", B32, false) => cf::<alu::Clz32>(),
+                    ("clz", B64, false) => cf::<alu::Clz64>(),
+                    ("brev", B32, false) => cf::<alu::Brev32>(),
+                    ("brev", B64, false) => cf::<alu::Brev64>(),
+                    ("bfind", U32, false) => cf::<alu::BfindU32>(),
+                    ("bfind", S32, false) => cf::<alu::BfindS32>(),
+                    ("bfind", U64, false) => cf::<alu::BfindU64>(),
+                    ("bfind", S64, false) => cf::<alu::BfindS64>(),
+                    ("bfind", U32, true) => cf::<alu::BfindShiftU32>(),
+                    ("bfind", S32, true) => cf::<alu::BfindShiftS32>(),
+                    ("bfind", U64, true) => cf::<alu::BfindShiftU64>(),
+                    ("bfind", S64, true) => cf::<alu::BfindShiftS64>(),
                     _ => return Err(m.unknown("no such type")),
                 };
                 self.plain(f, Class::Integer, inst, &[if base == "brev" { ty } else { B32 }, ty])?;
@@ -201,16 +201,16 @@ impl Decoder<'_> {
             "fns" => {
                 m.has("b32");
                 m.done()?;
-                self.plain(hf::<alu::FnsB32>(), Class::Integer, inst, &[B32, B32, B32, S32])?;
+                self.plain(cf::<alu::FnsB32>(), Class::Integer, inst, &[B32, B32, B32, S32])?;
             }
             "bfe" => {
                 let ty = m.ty()?;
                 m.done()?;
                 let f = match ty {
                     U32 => hf::<alu::BfeU32>(),
-                    S32 => hf::<alu::BfeS32>(),
-                    U64 => hf::<alu::BfeU64>(),
-                    S64 => hf::<alu::BfeS64>(),
+                    S32 => cf::<alu::BfeS32>(),
+                    U64 => cf::<alu::BfeU64>(),
+                    S64 => cf::<alu::BfeS64>(),
                     _ => return Err(m.unknown("no such type")),
                 };
                 self.plain(f, Class::Integer, inst, &[ty, ty, B32, B32])?;
@@ -230,7 +230,7 @@ impl Decoder<'_> {
                 m.has("clamp");
                 m.has("b32");
                 m.done()?;
-                let f = if wrap { hf::<alu::BmskWrap>() } else { hf::<alu::BmskClamp>() };
+                let f = if wrap { cf::<alu::BmskWrap>() } else { cf::<alu::BmskClamp>() };
                 self.plain(f, Class::Integer, inst, &[B32; 3])?;
             }
             "szext" => {
@@ -239,10 +239,10 @@ impl Decoder<'_> {
                 let ty = m.ty()?;
                 m.done()?;
                 let f = match (wrap, ty) {
-                    (false, U32) => hf::<alu::SzextClampU>(),
-                    (false, S32) => hf::<alu::SzextClampS>(),
-                    (true, U32) => hf::<alu::SzextWrapU>(),
-                    (true, S32) => hf::<alu::SzextWrapS>(),
+                    (false, U32) => cf::<alu::SzextClampU>(),
+                    (false, S32) => cf::<alu::SzextClampS>(),
+                    (true, U32) => cf::<alu::SzextWrapU>(),
+                    (true, S32) => cf::<alu::SzextWrapS>(),
                     _ => return Err(m.unknown("no such type")),
                 };
                 self.plain(f, Class::Integer, inst, &[B32; 3])?;
@@ -253,18 +253,18 @@ impl Decoder<'_> {
                 let (a, b) = (m.ty()?, m.ty()?);
                 m.done()?;
                 let f = match (base, a, b, hi) {
-                    ("dp4a", U32, U32, false) => hf::<alu::Dp4aUU>(),
-                    ("dp4a", U32, S32, false) => hf::<alu::Dp4aUS>(),
-                    ("dp4a", S32, U32, false) => hf::<alu::Dp4aSU>(),
-                    ("dp4a", S32, S32, false) => hf::<alu::Dp4aSS>(),
-                    ("dp2a", U32, U32, false) => hf::<alu::Dp2aUU<0>>(),
-                    ("dp2a", U32, S32, false) => hf::<alu::Dp2aUS<0>>(),
-                    ("dp2a", S32, U32, false) => hf::<alu::Dp2aSU<0>>(),
-                    ("dp2a", S32, S32, false) => hf::<alu::Dp2aSS<0>>(),
-                    ("dp2a", U32, U32, true) => hf::<alu::Dp2aUU<2>>(),
-                    ("dp2a", U32, S32, true) => hf::<alu::Dp2aUS<2>>(),
-                    ("dp2a", S32, U32, true) => hf::<alu::Dp2aSU<2>>(),
-                    ("dp2a", S32, S32, true) => hf::<alu::Dp2aSS<2>>(),
+                    ("dp4a", U32, U32, false) => cf::<alu::Dp4aUU>(),
+                    ("dp4a", U32, S32, false) => cf::<alu::Dp4aUS>(),
+                    ("dp4a", S32, U32, false) => cf::<alu::Dp4aSU>(),
+                    ("dp4a", S32, S32, false) => cf::<alu::Dp4aSS>(),
+                    ("dp2a", U32, U32, false) => cf::<alu::Dp2aUU<0>>(),
+                    ("dp2a", U32, S32, false) => cf::<alu::Dp2aUS<0>>(),
+                    ("dp2a", S32, U32, false) => cf::<alu::Dp2aSU<0>>(),
+                    ("dp2a", S32, S32, false) => cf::<alu::Dp2aSS<0>>(),
+                    ("dp2a", U32, U32, true) => cf::<alu::Dp2aUU<2>>(),
+                    ("dp2a", U32, S32, true) => cf::<alu::Dp2aUS<2>>(),
+                    ("dp2a", S32, U32, true) => cf::<alu::Dp2aSU<2>>(),
+                    ("dp2a", S32, S32, true) => cf::<alu::Dp2aSS<2>>(),
                     _ => return Err(m.unknown("no such type")),
                 };
                 self.plain(f, Class::Integer, inst, &[B32; 4])?;
@@ -286,13 +286,13 @@ impl Decoder<'_> {
                 let f = match (base, ty.bytes(), ty.is_signed()) {
                     ("shl", 4, _) => hf::<alu::Shl32>(),
                     ("shl", 8, _) => hf::<alu::Shl64>(),
-                    ("shl", 2, _) => hf::<alu::Shl16>(),
+                    ("shl", 2, _) => cf::<alu::Shl16>(),
                     ("shr", 4, false) => hf::<alu::ShrU32>(),
                     ("shr", 8, false) => hf::<alu::ShrU64>(),
-                    ("shr", 2, false) => hf::<alu::ShrU16>(),
+                    ("shr", 2, false) => cf::<alu::ShrU16>(),
                     ("shr", 4, true) => hf::<alu::ShrS32>(),
                     ("shr", 8, true) => hf::<alu::ShrS64>(),
-                    ("shr", 2, true) => hf::<alu::ShrS16>(),
+                    ("shr", 2, true) => cf::<alu::ShrS16>(),
                     _ => return Err(m.unknown("no such type")),
                 };
                 self.plain(f, Class::Integer, inst, &[ty, ty, B32])?;
@@ -303,10 +303,10 @@ impl Decoder<'_> {
                 m.has("b32");
                 m.done()?;
                 let f = match (left, right, clamp, wrap) {
-                    (true, false, true, false) => hf::<alu::ShfLClamp>(),
+                    (true, false, true, false) => cf::<alu::ShfLClamp>(),
                     (true, false, false, true) => hf::<alu::ShfLWrap>(),
-                    (false, true, true, false) => hf::<alu::ShfRClamp>(),
-                    (false, true, false, true) => hf::<alu::ShfRWrap>(),
+                    (false, true, true, false) => cf::<alu::ShfRClamp>(),
+                    (false, true, false, true) => cf::<alu::ShfRWrap>(),
                     _ => return Err(m.unknown("direction and mode")),
                 };
                 self.plain(f, Class::Integer, inst, &[B32; 4])?;
@@ -339,8 +339,8 @@ impl Decoder<'_> {
         };
         let slots = [self.dst(&d, ty)?, self.src(&a, ty)?, self.src(&b, ty)?, slot];
         let f = match ty.bytes() {
-            4 => hf::<alu::Carry32>(),
-            8 => hf::<alu::Carry64>(),
+            4 => cf::<alu::Carry32>(),
+            8 => cf::<alu::Carry64>(),
             _ => return self.bad("carry of 16 bits"),
         };
         self.emit(f, Class::Integer, &slots).imm =
@@ -380,8 +380,8 @@ impl Decoder<'_> {
             };
             let slots = [self.dst(&d, ty)?, self.src(&a, ty)?, self.src(&b, ty)?, self.src(&c, ty)?, slot];
             let f = match ty.bytes() {
-                4 => hf::<alu::MadCarry32>(),
-                8 => hf::<alu::MadCarry64>(),
+                4 => cf::<alu::MadCarry32>(),
+                8 => cf::<alu::MadCarry64>(),
                 _ => return Err(m.unknown("carry of 16 bits")),
             };
             let imm = u64::from(takes) << 1
@@ -393,40 +393,40 @@ impl Decoder<'_> {
         }
         let f = match (base, half, ty, sat) {
             ("mul", "lo", U32 | S32, false) => hf::<alu::MulLo32>(),
-            ("mul", "lo", U64 | S64, false) => hf::<alu::MulLo64>(),
-            ("mul", "lo", U16 | S16, false) => hf::<alu::MulLo16>(),
+            ("mul", "lo", U64 | S64, false) => cf::<alu::MulLo64>(),
+            ("mul", "lo", U16 | S16, false) => cf::<alu::MulLo16>(),
             ("mul", "hi", U32, false) => hf::<alu::MulHiU32>(),
-            ("mul", "hi", S32, false) => hf::<alu::MulHiS32>(),
-            ("mul", "hi", U64, false) => hf::<alu::MulHiU64>(),
-            ("mul", "hi", S64, false) => hf::<alu::MulHiS64>(),
-            ("mul", "hi", U16, false) => hf::<alu::MulHiU16>(),
-            ("mul", "hi", S16, false) => hf::<alu::MulHiS16>(),
+            ("mul", "hi", S32, false) => cf::<alu::MulHiS32>(),
+            ("mul", "hi", U64, false) => cf::<alu::MulHiU64>(),
+            ("mul", "hi", S64, false) => cf::<alu::MulHiS64>(),
+            ("mul", "hi", U16, false) => cf::<alu::MulHiU16>(),
+            ("mul", "hi", S16, false) => cf::<alu::MulHiS16>(),
             ("mul", "wide", U32, false) => hf::<alu::MulWideU32>(),
             ("mul", "wide", S32, false) => hf::<alu::MulWideS32>(),
-            ("mul", "wide", U16, false) => hf::<alu::MulWideU16>(),
-            ("mul", "wide", S16, false) => hf::<alu::MulWideS16>(),
+            ("mul", "wide", U16, false) => cf::<alu::MulWideU16>(),
+            ("mul", "wide", S16, false) => cf::<alu::MulWideS16>(),
             ("mad", "lo", U32 | S32, false) => hf::<alu::MadLo32>(),
-            ("mad", "lo", U64 | S64, false) => hf::<alu::MadLo64>(),
-            ("mad", "lo", U16 | S16, false) => hf::<alu::MadLo16>(),
-            ("mad", "hi", U32, false) => hf::<alu::MadHiU32>(),
-            ("mad", "hi", S32, false) => hf::<alu::MadHiS32>(),
-            ("mad", "hi", S32, true) => hf::<alu::MadHiSatS32>(),
-            ("mad", "hi", U64, false) => hf::<alu::MadHiU64>(),
-            ("mad", "hi", S64, false) => hf::<alu::MadHiS64>(),
-            ("mad", "hi", U16, false) => hf::<alu::MadHiU16>(),
-            ("mad", "hi", S16, false) => hf::<alu::MadHiS16>(),
+            ("mad", "lo", U64 | S64, false) => cf::<alu::MadLo64>(),
+            ("mad", "lo", U16 | S16, false) => cf::<alu::MadLo16>(),
+            ("mad", "hi", U32, false) => cf::<alu::MadHiU32>(),
+            ("mad", "hi", S32, false) => cf::<alu::MadHiS32>(),
+            ("mad", "hi", S32, true) => cf::<alu::MadHiSatS32>(),
+            ("mad", "hi", U64, false) => cf::<alu::MadHiU64>(),
+            ("mad", "hi", S64, false) => cf::<alu::MadHiS64>(),
+            ("mad", "hi", U16, false) => cf::<alu::MadHiU16>(),
+            ("mad", "hi", S16, false) => cf::<alu::MadHiS16>(),
             ("mad", "wide", U32, false) => hf::<alu::MadWideU32>(),
             ("mad", "wide", S32, false) => hf::<alu::MadWideS32>(),
-            ("mad", "wide", U16, false) => hf::<alu::MadWideU16>(),
-            ("mad", "wide", S16, false) => hf::<alu::MadWideS16>(),
-            ("mul24", "lo", U32, false) => hf::<alu::Mul24LoU>(),
-            ("mul24", "lo", S32, false) => hf::<alu::Mul24LoS>(),
-            ("mul24", "hi", U32, false) => hf::<alu::Mul24HiU>(),
-            ("mul24", "hi", S32, false) => hf::<alu::Mul24HiS>(),
-            ("mad24", "lo", U32, false) => hf::<alu::Mad24LoU>(),
-            ("mad24", "lo", S32, false) => hf::<alu::Mad24LoS>(),
-            ("mad24", "hi", U32, false) => hf::<alu::Mad24HiU>(),
-            ("mad24", "hi", S32, false) => hf::<alu::Mad24HiS>(),
+            ("mad", "wide", U16, false) => cf::<alu::MadWideU16>(),
+            ("mad", "wide", S16, false) => cf::<alu::MadWideS16>(),
+            ("mul24", "lo", U32, false) => cf::<alu::Mul24LoU>(),
+            ("mul24", "lo", S32, false) => cf::<alu::Mul24LoS>(),
+            ("mul24", "hi", U32, false) => cf::<alu::Mul24HiU>(),
+            ("mul24", "hi", S32, false) => cf::<alu::Mul24HiS>(),
+            ("mad24", "lo", U32, false) => cf::<alu::Mad24LoU>(),
+            ("mad24", "lo", S32, false) => cf::<alu::Mad24LoS>(),
+            ("mad24", "hi", U32, false) => cf::<alu::Mad24HiU>(),
+            ("mad24", "hi", S32, false) => cf::<alu::Mad24HiS>(),
             _ => return Err(m.unknown("no such type")),
         };
         let d = if half == "wide" { double } else { ty };
@@ -457,7 +457,7 @@ impl Decoder<'_> {
                 "xor" => 4,
                 _ => return Err(m.unknown("no such type")),
             };
-            self.emit(hf::<mv::PredOp>(), Class::Predicate, &[d, a, b]).imm =
+            self.emit(cf::<mv::PredOp>(), Class::Predicate, &[d, a, b]).imm =
                 kind | u64::from(na) << 4 | u64::from(nb) << 5;
             return Ok(());
         }
@@ -468,13 +468,13 @@ impl Decoder<'_> {
             ("or", false, _) => hf::<alu::Or32>(),
             ("or", true, _) => hf::<alu::Or64>(),
             ("xor", false, _) => hf::<alu::Xor32>(),
-            ("xor", true, _) => hf::<alu::Xor64>(),
-            ("not", false, 2) => hf::<alu::Not16>(),
+            ("xor", true, _) => cf::<alu::Xor64>(),
+            ("not", false, 2) => cf::<alu::Not16>(),
             ("not", false, _) => hf::<alu::Not32>(),
-            ("not", true, _) => hf::<alu::Not64>(),
-            ("cnot", false, 2) => hf::<alu::Cnot16>(),
-            ("cnot", false, _) => hf::<alu::Cnot32>(),
-            _ => hf::<alu::Cnot64>(),
+            ("not", true, _) => cf::<alu::Not64>(),
+            ("cnot", false, 2) => cf::<alu::Cnot16>(),
+            ("cnot", false, _) => cf::<alu::Cnot32>(),
+            _ => cf::<alu::Cnot64>(),
         };
         let n = if matches!(base, "not" | "cnot") { 2 } else { 3 };
         self.plain(f, Class::Integer, inst, &[ty; 3][..n])
@@ -498,18 +498,18 @@ impl Decoder<'_> {
             return Err(m.unknown("this comparison is for floats"));
         }
         let f = match ty {
-            B32 | U32 => by_cmp!(alu::SetpU32, c),
-            S32 => by_cmp!(alu::SetpS32, c),
-            B64 | U64 => by_cmp!(alu::SetpU64, c),
-            S64 => by_cmp!(alu::SetpS64, c),
-            B16 | U16 => by_cmp!(alu::SetpU16, c),
-            S16 => by_cmp!(alu::SetpS16, c),
-            F32 if ftz => by_cmp!(float::SetpF32, c, true),
-            F32 => by_cmp!(float::SetpF32, c, false),
-            F64 => by_cmp!(float::SetpF64, c),
-            F16 => by_cmp!(float::SetpF16, c),
-            Bf16 => by_cmp!(float::SetpBf16, c),
-            F16x2 | Bf16x2 if base == "setp" => by_cmp!(half::SetpX2, c),
+            B32 | U32 => by_cmp!(handler, alu::SetpU32, c),
+            S32 => by_cmp!(handler, alu::SetpS32, c),
+            B64 | U64 => by_cmp!(handler, alu::SetpU64, c),
+            S64 => by_cmp!(handler, alu::SetpS64, c),
+            B16 | U16 => by_cmp!(cold, alu::SetpU16, c),
+            S16 => by_cmp!(cold, alu::SetpS16, c),
+            F32 if ftz => by_cmp!(handler, float::SetpF32, c, true),
+            F32 => by_cmp!(handler, float::SetpF32, c, false),
+            F64 => by_cmp!(cold, float::SetpF64, c),
+            F16 => by_cmp!(cold, float::SetpF16, c),
+            Bf16 => by_cmp!(cold, float::SetpBf16, c),
+            F16x2 | Bf16x2 if base == "setp" => by_cmp!(cold, half::SetpX2, c),
             _ => return Err(m.unknown("no such type")),
         };
         let n = if combine == 0 { 3 } else { 4 };
@@ -534,7 +534,7 @@ impl Decoder<'_> {
                 _ => return Err(m.unknown("no such type")),
             };
             let d = self.dst(&inst.operands[0], to)?;
-            self.emit(hf::<float::SetFromPred>(), Class::Predicate, &[d, Slot::Use(p)]).imm = one;
+            self.emit(cf::<float::SetFromPred>(), Class::Predicate, &[d, Slot::Use(p)]).imm = one;
             return Ok(());
         }
         let (p, q) = match &inst.operands[0] {

@@ -4,7 +4,7 @@ use super::{Decoder, Mods, Slot, by_flags};
 use crate::Result;
 use crate::ast::{Inst, Ty};
 use crate::counters::Class;
-use crate::exec::{Handler, float as fl, half as ha, handler as hf};
+use crate::exec::{Handler, cold as cf, float as fl, half as ha, handler as hf};
 
 /// Picks `Type<M>` for modifier bits `$m` below 8.
 macro_rules! by_bits {
@@ -57,12 +57,12 @@ impl Decoder<'_> {
                 let f = match (base, ty) {
                     ("abs", Ty::F32) => by_flags!(fl::AbsF32, ftz),
                     ("neg", Ty::F32) => by_flags!(fl::NegF32, ftz),
-                    ("abs", Ty::F64) => hf::<fl::AbsF64>(),
-                    ("neg", Ty::F64) => hf::<fl::NegF64>(),
-                    ("abs", Ty::F16 | Ty::Bf16) if !ftz => hf::<ha::Abs16>(),
-                    ("neg", Ty::F16 | Ty::Bf16) if !ftz => hf::<ha::Neg16>(),
-                    ("abs", Ty::F16x2 | Ty::Bf16x2) if !ftz => hf::<ha::Abs16x2>(),
-                    ("neg", Ty::F16x2 | Ty::Bf16x2) if !ftz => hf::<ha::Neg16x2>(),
+                    ("abs", Ty::F64) => cf::<fl::AbsF64>(),
+                    ("neg", Ty::F64) => cf::<fl::NegF64>(),
+                    ("abs", Ty::F16 | Ty::Bf16) if !ftz => cf::<ha::Abs16>(),
+                    ("neg", Ty::F16 | Ty::Bf16) if !ftz => cf::<ha::Neg16>(),
+                    ("abs", Ty::F16x2 | Ty::Bf16x2) if !ftz => cf::<ha::Abs16x2>(),
+                    ("neg", Ty::F16x2 | Ty::Bf16x2) if !ftz => cf::<ha::Neg16x2>(),
                     _ => return Err(m.unknown("no such type")),
                 };
                 self.plain(f, class(ty), inst, &[ty; 2])?;
@@ -72,8 +72,8 @@ impl Decoder<'_> {
                 let ty = m.ty()?;
                 m.done()?;
                 let f = match ty {
-                    Ty::F32 => hf::<fl::CopysignF32>(),
-                    Ty::F64 => hf::<fl::CopysignF64>(),
+                    Ty::F32 => cf::<fl::CopysignF32>(),
+                    Ty::F64 => cf::<fl::CopysignF64>(),
                     _ => return Err(m.unknown("no such type")),
                 };
                 self.plain(f, class(ty), inst, &[ty; 3])?;
@@ -86,7 +86,7 @@ impl Decoder<'_> {
                 m.done()?;
                 let [p, a] = self.operands::<2>(inst)?;
                 let slots = [self.pred_dst(&p)?, self.src(&a, ty)?];
-                let f = if ty == Ty::F64 { hf::<fl::TestpF64>() } else { hf::<fl::TestpF32>() };
+                let f = if ty == Ty::F64 { cf::<fl::TestpF64>() } else { cf::<fl::TestpF32>() };
                 self.emit(f, Class::Predicate, &slots).imm =
                     list.iter().position(|l| *l == which).unwrap_or(0) as u64;
             }
@@ -122,7 +122,7 @@ impl Decoder<'_> {
             }
             if mode != fl::RN {
                 let Some(op) = directed(base) else { return Err(m.unknown("rounding mode")) };
-                let f = if ty == Ty::F32 { hf::<fl::DirectedF32>() } else { hf::<fl::DirectedF64>() };
+                let f = if ty == Ty::F32 { cf::<fl::DirectedF32>() } else { cf::<fl::DirectedF64>() };
                 self.plain(f, class(ty), inst, types)?;
                 // Unused sources repeat the first, so that their slots exist and have the right width.
                 if let Some(p) = self.pre.last_mut() {
@@ -146,13 +146,13 @@ impl Decoder<'_> {
                 ("rcp", Ty::F32) => by_flags!(fl::RcpF32, ftz),
                 ("sqrt", Ty::F32) => by_flags!(fl::SqrtF32, ftz),
                 ("add", _) => hf::<fl::AddF64>(),
-                ("sub", _) => hf::<fl::SubF64>(),
+                ("sub", _) => cf::<fl::SubF64>(),
                 ("mul", _) => hf::<fl::MulF64>(),
                 ("fma" | "mad", _) => hf::<fl::FmaF64>(),
-                ("div", _) => hf::<fl::DivF64>(),
-                ("rcp", _) if approx => hf::<fl::RcpApproxF64>(),
-                ("rcp", _) => hf::<fl::RcpF64>(),
-                _ if !approx => hf::<fl::SqrtF64>(),
+                ("div", _) => cf::<fl::DivF64>(),
+                ("rcp", _) if approx => cf::<fl::RcpApproxF64>(),
+                ("rcp", _) => cf::<fl::RcpF64>(),
+                _ if !approx => cf::<fl::SqrtF64>(),
                 _ => return Err(m.unknown("no such approximation")),
             };
             let class = if approx { Class::Special } else { class(ty) };
@@ -176,11 +176,11 @@ impl Decoder<'_> {
             ("mul", Ty::F16x2) => by_bits!(ha::MulF16x2, bits),
             ("fma", Ty::F16x2) => by_bits!(ha::FmaF16x2, bits),
             ("add", Ty::Bf16) => hf::<ha::AddBf16>(),
-            ("sub", Ty::Bf16) => hf::<ha::SubBf16>(),
+            ("sub", Ty::Bf16) => cf::<ha::SubBf16>(),
             ("mul", Ty::Bf16) => hf::<ha::MulBf16>(),
             ("fma", Ty::Bf16) => by_flags!(ha::FmaBf16, relu),
             ("add", Ty::Bf16x2) => hf::<ha::AddBf16x2>(),
-            ("sub", Ty::Bf16x2) => hf::<ha::SubBf16x2>(),
+            ("sub", Ty::Bf16x2) => cf::<ha::SubBf16x2>(),
             ("mul", Ty::Bf16x2) => hf::<ha::MulBf16x2>(),
             ("fma", Ty::Bf16x2) => by_flags!(ha::FmaBf16x2, relu),
             _ => return Err(m.unknown("no such type")),
@@ -201,22 +201,22 @@ impl Decoder<'_> {
         macro_rules! f32s {
             ($t:ident) => {
                 match (ftz, nan, xorsign) {
-                    (false, false, false) => hf::<fl::$t<false, false, false>>(),
-                    (false, false, true) => hf::<fl::$t<false, false, true>>(),
-                    (false, true, false) => hf::<fl::$t<false, true, false>>(),
-                    (false, true, true) => hf::<fl::$t<false, true, true>>(),
-                    (true, false, false) => hf::<fl::$t<true, false, false>>(),
-                    (true, false, true) => hf::<fl::$t<true, false, true>>(),
-                    (true, true, false) => hf::<fl::$t<true, true, false>>(),
-                    (true, true, true) => hf::<fl::$t<true, true, true>>(),
+                    (false, false, false) => cf::<fl::$t<false, false, false>>(),
+                    (false, false, true) => cf::<fl::$t<false, false, true>>(),
+                    (false, true, false) => cf::<fl::$t<false, true, false>>(),
+                    (false, true, true) => cf::<fl::$t<false, true, true>>(),
+                    (true, false, false) => cf::<fl::$t<true, false, false>>(),
+                    (true, false, true) => cf::<fl::$t<true, false, true>>(),
+                    (true, true, false) => cf::<fl::$t<true, true, false>>(),
+                    (true, true, true) => cf::<fl::$t<true, true, true>>(),
                 }
             };
         }
         let f: Handler = match (base, ty) {
             ("min", Ty::F32) => f32s!(MinF32),
             ("max", Ty::F32) => f32s!(MaxF32),
-            ("min", Ty::F64) if bits == 0 => hf::<fl::MinF64>(),
-            ("max", Ty::F64) if bits == 0 => hf::<fl::MaxF64>(),
+            ("min", Ty::F64) if bits == 0 => cf::<fl::MinF64>(),
+            ("max", Ty::F64) if bits == 0 => cf::<fl::MaxF64>(),
             ("min", Ty::F16) => by_bits!(ha::MinF16, bits),
             ("max", Ty::F16) => by_bits!(ha::MaxF16, bits),
             ("min", Ty::F16x2) => by_bits!(ha::MinF16x2, bits),
@@ -240,20 +240,20 @@ impl Decoder<'_> {
         }
         let f: Handler = match (base, ty) {
             ("rsqrt", Ty::F32) => by_flags!(fl::RsqrtF32, ftz),
-            ("rsqrt", Ty::F64) => hf::<fl::RsqrtApproxF64>(),
+            ("rsqrt", Ty::F64) => cf::<fl::RsqrtApproxF64>(),
             ("ex2", Ty::F32) => by_flags!(fl::Ex2F32, ftz),
             ("lg2", Ty::F32) => by_flags!(fl::Lg2F32, ftz),
             ("sin", Ty::F32) => by_flags!(fl::SinF32, ftz),
             ("cos", Ty::F32) => by_flags!(fl::CosF32, ftz),
-            ("tanh", Ty::F32) => hf::<fl::TanhF32>(),
-            ("ex2", Ty::F16) => hf::<ha::Ex2F16>(),
-            ("ex2", Ty::F16x2) => hf::<ha::Ex2F16x2>(),
-            ("ex2", Ty::Bf16) => hf::<ha::Ex2Bf16>(),
-            ("ex2", Ty::Bf16x2) => hf::<ha::Ex2Bf16x2>(),
-            ("tanh", Ty::F16) => hf::<ha::TanhF16>(),
-            ("tanh", Ty::F16x2) => hf::<ha::TanhF16x2>(),
-            ("tanh", Ty::Bf16) => hf::<ha::TanhBf16>(),
-            ("tanh", Ty::Bf16x2) => hf::<ha::TanhBf16x2>(),
+            ("tanh", Ty::F32) => cf::<fl::TanhF32>(),
+            ("ex2", Ty::F16) => cf::<ha::Ex2F16>(),
+            ("ex2", Ty::F16x2) => cf::<ha::Ex2F16x2>(),
+            ("ex2", Ty::Bf16) => cf::<ha::Ex2Bf16>(),
+            ("ex2", Ty::Bf16x2) => cf::<ha::Ex2Bf16x2>(),
+            ("tanh", Ty::F16) => cf::<ha::TanhF16>(),
+            ("tanh", Ty::F16x2) => cf::<ha::TanhF16x2>(),
+            ("tanh", Ty::Bf16) => cf::<ha::TanhBf16>(),
+            ("tanh", Ty::Bf16x2) => cf::<ha::TanhBf16x2>(),
             _ => return Err(m.unknown("no such type")),
         };
         self.plain(f, Class::Special, inst, &[ty; 2])

@@ -3,7 +3,7 @@
 use super::{Decoder, Mods, Next, Slot};
 use crate::ast::{Inst, Operand, Ty};
 use crate::counters::Class;
-use crate::exec::{control, handler as hf, moves as mv};
+use crate::exec::{cold as cf, control, moves as mv};
 use crate::program::{Call, System, Target};
 use crate::{Error, Result};
 
@@ -25,7 +25,7 @@ impl Decoder<'_> {
                 m.done()?;
                 let [l] = self.operands::<1>(inst)?;
                 let at = self.label(&l)?;
-                self.emit(hf::<control::Bra>(), Class::Control, &[]).next = Next::Jump(at);
+                self.emit(cf::<control::Bra>(), Class::Control, &[]).next = Next::Jump(at);
             }
             "brx" => {
                 m.has("idx");
@@ -40,34 +40,34 @@ impl Decoder<'_> {
                     _ => return self.bad("its label names no `.branchtargets`"),
                 };
                 let i = self.src(&i, Ty::B32)?;
-                let p = self.emit(hf::<control::Brx>(), Class::Control, &[Slot::None, i]);
+                let p = self.emit(cf::<control::Brx>(), Class::Control, &[Slot::None, i]);
                 p.next = Next::Table(list);
             }
             // `.branchtargets`, kept by the parser as an instruction.
             "" => {
-                self.emit(hf::<mv::Nop>(), Class::Other, &[]);
+                self.emit(cf::<mv::Nop>(), Class::Other, &[]);
             }
             "exit" => {
                 m.done()?;
-                self.emit(hf::<control::Exit>(), Class::Control, &[]).next = Next::End;
+                self.emit(cf::<control::Exit>(), Class::Control, &[]).next = Next::End;
             }
             "ret" => {
                 m.has("uni");
                 m.done()?;
-                let f = if self.f.kernel { hf::<control::Exit>() } else { hf::<control::Ret>() };
+                let f = if self.f.kernel { cf::<control::Exit>() } else { cf::<control::Ret>() };
                 self.emit(f, Class::Control, &[]).next = Next::End;
             }
             "trap" | "brkpt" => {
                 m.done()?;
-                self.emit(hf::<control::Trap>(), Class::Control, &[]).imm = u64::from(base == "brkpt");
+                self.emit(cf::<control::Trap>(), Class::Control, &[]).imm = u64::from(base == "brkpt");
             }
             "nanosleep" => {
                 m.has("u32");
                 m.done()?;
-                self.emit(hf::<control::Sleep>(), Class::Control, &[]);
+                self.emit(cf::<control::Sleep>(), Class::Control, &[]);
             }
             "pmevent" => {
-                self.emit(hf::<mv::Nop>(), Class::Other, &[]);
+                self.emit(cf::<mv::Nop>(), Class::Other, &[]);
             }
             "call" => self.call(m, inst)?,
             _ => return Ok(false),
@@ -137,7 +137,7 @@ impl Decoder<'_> {
         };
         self.t.calls.push((Call { target, args, results }, name));
         let x = (self.t.calls.len() - 1) as u32;
-        self.emit(hf::<control::CallOp>(), Class::Control, &[slot]).x = x;
+        self.emit(cf::<control::CallOp>(), Class::Control, &[slot]).x = x;
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use crate::ast::{Base, Inst, Operand, Space, Ty};
 use crate::counters::Class;
 use crate::exec::atomics::{Atom, AtomOp};
 use crate::exec::memory::{Fence, Ld, St, space};
-use crate::exec::{copy, handler as hf, moves as mv};
+use crate::exec::{cold as cf, copy, handler as hf, moves as mv};
 use crate::program::MemOp;
 
 /// Cache hints and the like, which change no result.
@@ -70,26 +70,26 @@ fn space_of(m: &mut Mods) -> Option<Space> {
     list.into_iter().find(|(n, _)| m.has(n)).map(|s| s.1)
 }
 
-macro_rules! by_space {
-    ($t:ident, $space:expr, $bytes:expr) => {{
-        macro_rules! sized {
-            ($s:expr) => {
-                match $bytes {
-                    1 => hf::<$t<{ $s }, 1>>(),
-                    2 => hf::<$t<{ $s }, 2>>(),
-                    4 => hf::<$t<{ $s }, 4>>(),
-                    _ => hf::<$t<{ $s }, 8>>(),
-                }
-            };
+/// The number of a space in `imm` of a load or store.
+fn number(space: Space) -> u64 {
+    u64::from(match space {
+        Space::Global | Space::Const => space::GLOBAL,
+        Space::Shared | Space::Cluster => space::SHARED,
+        Space::Local => space::LOCAL,
+        Space::Param => space::PARAM,
+        Space::Generic => space::GENERIC,
+    })
+}
+
+macro_rules! by_size {
+    ($t:ident, $bytes:expr) => {
+        match $bytes {
+            1 => hf::<$t<1>>(),
+            2 => hf::<$t<2>>(),
+            4 => hf::<$t<4>>(),
+            _ => hf::<$t<8>>(),
         }
-        match $space {
-            Space::Global | Space::Const => sized!(space::GLOBAL),
-            Space::Shared | Space::Cluster => sized!(space::SHARED),
-            Space::Local => sized!(space::LOCAL),
-            Space::Param => sized!(space::PARAM),
-            Space::Generic => sized!(space::GENERIC),
-        }
-    }};
+    };
 }
 
 impl Decoder<'_> {
@@ -105,7 +105,7 @@ impl Decoder<'_> {
                 if base == "discard" {
                     return Err(m.unknown("discard leaves bytes undefined"));
                 }
-                self.emit(hf::<mv::Nop>(), Class::Other, &[]);
+                self.emit(cf::<mv::Nop>(), Class::Other, &[]);
             }
             "membar" | "fence" => self.fence(m)?,
             _ => return Ok(false),
@@ -215,7 +215,8 @@ impl Decoder<'_> {
             self.push(p);
             return Ok(());
         }
-        let mut p = self.pre(by_space!(Ld, space, bytes), Class::Load);
+        let mut p = self.pre(by_size!(Ld, bytes), Class::Load);
+        p.imm = number(space);
         p.s[1] = address;
         p.list = slots;
         p.list_at = ListAt::Mem;
@@ -267,13 +268,8 @@ impl Decoder<'_> {
             regs: 0,
         };
         let x = self.mem(mo);
-        let f = match space {
-            Space::Global => by_space!(St, Space::Global, bytes),
-            Space::Shared | Space::Cluster => by_space!(St, Space::Shared, bytes),
-            Space::Local => by_space!(St, Space::Local, bytes),
-            _ => by_space!(St, Space::Generic, bytes),
-        };
-        let mut p = self.pre(f, Class::Store);
+        let mut p = self.pre(by_size!(St, bytes), Class::Store);
+        p.imm = number(space);
         p.s[1] = address;
         p.list = slots;
         p.list_at = ListAt::Mem;
@@ -361,7 +357,7 @@ impl Decoder<'_> {
             let Some(c) = ops.next() else { return self.bad("cas takes two values") };
             s[3] = self.src(c, ty)?;
         }
-        let mut p = self.pre(hf::<Atom>(), Class::Atomic);
+        let mut p = self.pre(cf::<Atom>(), Class::Atomic);
         p.s = s;
         p.list = list;
         p.list_at = ListAt::Mem;
@@ -453,7 +449,7 @@ impl Decoder<'_> {
             m.has("release");
             m.has("cluster");
             m.done()?;
-            self.emit(hf::<Fence>(), Class::Barrier, &[]);
+            self.emit(cf::<Fence>(), Class::Barrier, &[]);
             return Ok(());
         }
         let scope = m.one_of(&["cta", "gl", "sys", "gpu", "cluster"]);
@@ -468,7 +464,7 @@ impl Decoder<'_> {
             return Err(m.unknown("it has no scope"));
         }
         self.t.has_fences = true;
-        self.emit(hf::<Fence>(), Class::Barrier, &[]).imm = u64::from(scope != Some("cta"));
+        self.emit(cf::<Fence>(), Class::Barrier, &[]).imm = u64::from(scope != Some("cta"));
         Ok(())
     }
 }

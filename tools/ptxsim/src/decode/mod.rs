@@ -731,22 +731,22 @@ use by_flags;
 
 /// Picks `Type<CMP>` for the comparison number `$cmp`.
 macro_rules! by_cmp {
-    ($($t:ident)::+, $cmp:expr $(, $g:expr)*) => {
+    ($h:ident, $($t:ident)::+, $cmp:expr $(, $g:expr)*) => {
         match $cmp {
-            0 => $crate::exec::handler::<$($t)::+<0 $(, $g)*>>(),
-            1 => $crate::exec::handler::<$($t)::+<1 $(, $g)*>>(),
-            2 => $crate::exec::handler::<$($t)::+<2 $(, $g)*>>(),
-            3 => $crate::exec::handler::<$($t)::+<3 $(, $g)*>>(),
-            4 => $crate::exec::handler::<$($t)::+<4 $(, $g)*>>(),
-            5 => $crate::exec::handler::<$($t)::+<5 $(, $g)*>>(),
-            6 => $crate::exec::handler::<$($t)::+<6 $(, $g)*>>(),
-            7 => $crate::exec::handler::<$($t)::+<7 $(, $g)*>>(),
-            8 => $crate::exec::handler::<$($t)::+<8 $(, $g)*>>(),
-            9 => $crate::exec::handler::<$($t)::+<9 $(, $g)*>>(),
-            10 => $crate::exec::handler::<$($t)::+<10 $(, $g)*>>(),
-            11 => $crate::exec::handler::<$($t)::+<11 $(, $g)*>>(),
-            12 => $crate::exec::handler::<$($t)::+<12 $(, $g)*>>(),
-            _ => $crate::exec::handler::<$($t)::+<13 $(, $g)*>>(),
+            0 => $crate::exec::$h::<$($t)::+<0 $(, $g)*>>(),
+            1 => $crate::exec::$h::<$($t)::+<1 $(, $g)*>>(),
+            2 => $crate::exec::$h::<$($t)::+<2 $(, $g)*>>(),
+            3 => $crate::exec::$h::<$($t)::+<3 $(, $g)*>>(),
+            4 => $crate::exec::$h::<$($t)::+<4 $(, $g)*>>(),
+            5 => $crate::exec::$h::<$($t)::+<5 $(, $g)*>>(),
+            6 => $crate::exec::$h::<$($t)::+<6 $(, $g)*>>(),
+            7 => $crate::exec::$h::<$($t)::+<7 $(, $g)*>>(),
+            8 => $crate::exec::$h::<$($t)::+<8 $(, $g)*>>(),
+            9 => $crate::exec::$h::<$($t)::+<9 $(, $g)*>>(),
+            10 => $crate::exec::$h::<$($t)::+<10 $(, $g)*>>(),
+            11 => $crate::exec::$h::<$($t)::+<11 $(, $g)*>>(),
+            12 => $crate::exec::$h::<$($t)::+<12 $(, $g)*>>(),
+            _ => $crate::exec::$h::<$($t)::+<13 $(, $g)*>>(),
         }
     };
 }

@@ -5,7 +5,7 @@ use crate::Result;
 use crate::ast::{Inst, Operand, Space, Ty};
 use crate::counters::Class;
 use crate::exec::convert::{self as cv, How, Kind};
-use crate::exec::{alu, float, handler as hf, memory as me, moves as mv};
+use crate::exec::{alu, cold as cf, float, handler as hf, memory as me, moves as mv};
 
 /// Takes a rounding modifier of `cvt`.
 fn rounding(m: &mut Mods) -> u8 {
@@ -46,9 +46,9 @@ impl Decoder<'_> {
                 let wide = ty.bytes() == 8;
                 let slots = [self.dst(&d, ty)?, self.src(&a, ty)?, self.src(&b, ty)?, self.src(&c, by)?];
                 let f = match (by, wide) {
-                    (Ty::F32, _) => hf::<float::SlctF32>(),
-                    (Ty::S32, false) => hf::<float::SlctS32>(),
-                    (Ty::S32, true) => hf::<float::SlctS64>(),
+                    (Ty::F32, _) => cf::<float::SlctF32>(),
+                    (Ty::S32, false) => cf::<float::SlctS32>(),
+                    (Ty::S32, true) => cf::<float::SlctS64>(),
                     _ => return Err(m.unknown("the selector is s32 or f32")),
                 };
                 self.emit(f, Class::Move, &slots).imm = u64::from(wide) | u64::from(ftz) << 1;
@@ -57,12 +57,12 @@ impl Decoder<'_> {
                 m.has("b32");
                 let f = match m.one_of(&["f4e", "b4e", "rc8", "ecl", "ecr", "rc16"]) {
                     None => hf::<alu::Prmt>(),
-                    Some("f4e") => hf::<alu::PrmtF4e>(),
-                    Some("b4e") => hf::<alu::PrmtB4e>(),
-                    Some("rc8") => hf::<alu::PrmtRc8>(),
-                    Some("ecl") => hf::<alu::PrmtEcl>(),
-                    Some("ecr") => hf::<alu::PrmtEcr>(),
-                    Some(_) => hf::<alu::PrmtRc16>(),
+                    Some("f4e") => cf::<alu::PrmtF4e>(),
+                    Some("b4e") => cf::<alu::PrmtB4e>(),
+                    Some("rc8") => cf::<alu::PrmtRc8>(),
+                    Some("ecl") => cf::<alu::PrmtEcl>(),
+                    Some("ecr") => cf::<alu::PrmtEcr>(),
+                    Some(_) => cf::<alu::PrmtRc16>(),
                 };
                 m.done()?;
                 let [d, a, b, c] = self.operands::<4>(inst)?;
@@ -87,7 +87,7 @@ impl Decoder<'_> {
                 m.done()?;
                 let [p, a] = self.operands::<2>(inst)?;
                 let slots = [self.pred_dst(&p)?, self.src(&a, Ty::B64)?];
-                self.emit(hf::<me::IsSpace>(), Class::Predicate, &slots).imm = kind;
+                self.emit(cf::<me::IsSpace>(), Class::Predicate, &slots).imm = kind;
             }
             "mapa" | "getctarank" => {
                 let shared = m.has("shared::cluster");
@@ -103,11 +103,11 @@ impl Decoder<'_> {
                 if get {
                     let [d, a] = self.operands::<2>(inst)?;
                     let slots = [self.dst(&d, Ty::B32)?, self.src(&a, from)?];
-                    self.emit(hf::<me::GetCtaRank>(), Class::Move, &slots).imm = u64::from(generic);
+                    self.emit(cf::<me::GetCtaRank>(), Class::Move, &slots).imm = u64::from(generic);
                 } else {
                     let [d, a, b] = self.operands::<3>(inst)?;
                     let slots = [self.dst(&d, from)?, self.src(&a, from)?, self.src(&b, Ty::B32)?];
-                    self.emit(hf::<me::Mapa>(), Class::Move, &slots).imm = u64::from(generic);
+                    self.emit(cf::<me::Mapa>(), Class::Move, &slots).imm = u64::from(generic);
                 }
             }
             _ => return Ok(false),
@@ -122,7 +122,7 @@ impl Decoder<'_> {
         if ty == Ty::Pred {
             let (a, negated) = self.pred(&a)?;
             let d = self.pred_dst(&d)?;
-            self.emit(hf::<mv::PredOp>(), Class::Predicate, &[d, a]).imm = u64::from(negated) << 4;
+            self.emit(cf::<mv::PredOp>(), Class::Predicate, &[d, a]).imm = u64::from(negated) << 4;
             return Ok(());
         }
         match (&d, &a) {
@@ -151,9 +151,9 @@ impl Decoder<'_> {
                 let f = match (size, parts.len()) {
                     (4, 2) => hf::<mv::Pack32>(),
                     (2, 2) => hf::<mv::Pack16>(),
-                    (2, 4) => hf::<mv::Pack16x4>(),
-                    (1, 4) => hf::<mv::Pack8x4>(),
-                    (1, 2) => hf::<mv::Pack8x2>(),
+                    (2, 4) => cf::<mv::Pack16x4>(),
+                    (1, 4) => cf::<mv::Pack8x4>(),
+                    (1, 2) => cf::<mv::Pack8x2>(),
                     _ => return Err(m.unknown("this many elements")),
                 };
                 self.emit(f, Class::Move, &slots);

@@ -5,10 +5,8 @@
 
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
 
-use super::memory::{
-    LOCAL_WINDOW, SHARED_WINDOW, addresses, aligned, for_blocks, for_regions, space, strong_sync,
-};
-use super::{Cx, Exec, Flow, LANES, U32, U64, View, bits, counting, lanes};
+use super::memory::{LOCAL_WINDOW, SHARED_WINDOW, addresses, global_hosts, shared_hosts, space, strong_sync};
+use super::{Cx, Exec, Flow, LANES, U32, U64, View, bits, lanes};
 use crate::check::{global, shared};
 use crate::program::Op;
 use crate::report::FaultKind;
@@ -198,17 +196,6 @@ unsafe fn atom(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
         let kind = OPS[(op.imm & 0xff) as usize % OPS.len()];
         let addr = addresses(cx, op.s[1], &mo);
         let size = u32::from(mo.bytes) * u32::from(mo.vec);
-        if !aligned(&addr, mask, size) {
-            let lane =
-                (0..32).find(|&l| mask >> l & 1 != 0 && addr[l as usize] % u64::from(size) != 0).unwrap_or(0);
-            let a = addr[lane as usize];
-            return cx.fault(
-                lane,
-                FaultKind::MisalignedAddress,
-                format!("atomic address {a:#x} is not a multiple of {size}"),
-                Some(a),
-            );
-        }
         let value = |cx: &Cx, s: u16| -> [u64; LANES] {
             if mo.bytes == 8 {
                 U64::get(cx, s)
@@ -248,43 +235,30 @@ unsafe fn atom(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
                 continue;
             }
             let a: [u64; LANES] = lanes(|i| addr[i].wrapping_sub(window));
-            let mut each = |p: &dyn Fn(usize) -> *mut u8, m: u32| {
-                for i in 0..LANES {
-                    if m >> i & 1 != 0 {
-                        for k in 0..vec {
-                            old[k][i] = update(
-                                p(i).add(k * usize::from(mo.bytes)),
-                                kind,
-                                sources[k][i],
-                                c[i],
-                                mo.bytes,
-                            );
-                        }
-                    }
-                }
-            };
-            let done = if sp == space::GLOBAL {
-                if cx.counting {
-                    counting::global(cx, &a, lanes_in, size);
-                }
+            let mut hosts = [0u64; LANES];
+            let found = if sp == space::GLOBAL {
                 if cx.prog().has_fences {
                     strong_sync(cx, &a, lanes_in, true, true);
                 }
                 // An atomic reads what is there: bytes that nobody wrote are reported as for a load.
                 uninit_global(cx, &a, lanes_in, size);
-                for_regions(cx, &a, lanes_in, size, global::Touch::Strong { writes: true }, |_, delta, m| {
-                    each(&|i| a[i].wrapping_add(delta) as *mut u8, m);
-                })
+                global_hosts(cx, &a, lanes_in, size, global::Touch::Strong { writes: true }, &mut hosts)
             } else {
                 if cx.prog().has_fences && cx.track_shared {
                     sync_shared(cx);
                 }
-                for_blocks(cx, &a, lanes_in, size, shared::Touch::Atomic, |_, base, at, m| {
-                    each(&|i| base.add(at[i] as usize), m);
-                })
+                shared_hosts(cx, &a, lanes_in, size, shared::Touch::Atomic, &mut hosts)
             };
-            if let Err(flow) = done {
-                return flow;
+            if !found {
+                return Flow::Stop;
+            }
+            for i in 0..LANES {
+                if lanes_in >> i & 1 != 0 {
+                    for k in 0..vec {
+                        let p = (hosts[i] as *mut u8).add(k * usize::from(mo.bytes));
+                        old[k][i] = update(p, kind, sources[k][i], c[i], mo.bytes);
+                    }
+                }
             }
         }
         for (k, old) in old.iter().enumerate() {

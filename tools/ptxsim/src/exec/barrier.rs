@@ -2,7 +2,7 @@
 //!
 //! Arrivals count whole warps: a warp has come when all its lanes that have not ended have.
 
-use super::block::{Block, State};
+use super::block::Block;
 use super::{Cx, Exec, Flow, LANES, U32, View, Wait};
 use crate::check::SYNC;
 use crate::program::Op;
@@ -211,7 +211,7 @@ fn cluster_bar(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
         cx.warp().cluster_arrived &= !mask;
         return Flow::Next;
     }
-    cx.pc -= 1;
+    cx.again(mask);
     cx.wait(Wait::Cluster)
 }
 
@@ -234,12 +234,4 @@ pub(crate) fn cluster_complete(cx: &mut Cx) {
         b.shadow.full_barrier();
         b.wake(|w| *w == Wait::Cluster);
     }
-}
-
-/// Whether any fragment of the block waits for the cluster.
-pub(crate) fn waits_for_cluster(b: &Block) -> bool {
-    b.warps[..b.nwarps]
-        .iter()
-        .flat_map(|w| &w.frags)
-        .any(|f| matches!(f.state, State::Waiting(Wait::Cluster)))
 }

@@ -88,6 +88,8 @@ pub(crate) struct Warp {
     /// Lanes that arrived at the cluster barrier and have not waited, and the phase they arrived in.
     pub cluster_arrived: u32,
     pub cluster_phase: u64,
+    pub bulk: super::bulk::WarpBulk,
+    pub wgmma: super::wgmma::WarpWgmma,
 }
 
 #[derive(Clone, Copy)]
@@ -112,6 +114,8 @@ impl Warp {
             copies: WarpCopies::default(),
             cluster_arrived: 0,
             cluster_phase: 0,
+            bulk: super::bulk::WarpBulk::default(),
+            wgmma: super::wgmma::WarpWgmma::default(),
         }
     }
 
@@ -144,6 +148,8 @@ impl Warp {
         self.free_frames.clear();
         self.copies.reset();
         self.cluster_arrived = 0;
+        self.bulk.reset();
+        self.wgmma.reset(prog.rows);
     }
 
     /// Lanes that have not ended.
@@ -239,17 +245,18 @@ pub(crate) struct Barrier {
     pub pc: u32,
 }
 
-/// Memory of an mbarrier (PTX ISA "Parallel Synchronization and Communication Instructions: mbarrier").
-#[derive(Clone, Debug)]
+/// State of an mbarrier (PTX ISA "Parallel Synchronization and Communication Instructions: mbarrier").
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Mbarrier {
-    /// Arrivals a phase.
+    /// Arrivals a phase waits for, and how many are still missing.
     pub expected: u32,
     pub pending: u32,
+    /// Bytes expected and not yet there.
     pub tx: i64,
     pub phase: u64,
     /// What happened before the arrivals of the current phase, and before the completion of the last.
-    pub arriving: Option<Box<crate::check::shared::Clock>>,
-    pub done: Option<Box<crate::check::shared::Clock>>,
+    pub arriving: Released,
+    pub done: Released,
 }
 
 /// A clock that warps release into.
@@ -384,9 +391,9 @@ impl Block {
                     Stop::Fault => return Pass::Fault,
                     Stop::Yield => {
                         // The fragment goes to the back, so that its sisters run first.
-                        let frag = self.warps[w].frags.remove(f);
-                        self.warps[w].frags.insert(0, frag);
-                        if turns >= self.warps[w].frags.len() {
+                        let frags = &mut self.warps[w].frags;
+                        frags.rotate_right(1);
+                        if turns >= frags.len() {
                             break;
                         }
                     }
@@ -414,6 +421,7 @@ impl Block {
         cx.frame = frag.frame;
         cx.rpc = if frag.node == NONE { NONE } else { warp.nodes[frag.node as usize].rpc };
         cx.fuel = FUEL;
+        cx.watch_registers = cx.prog().has_wgmma && cx.track_shared;
         cx.warp = warp;
         // The fragment is out of the list while it runs.
         warp.frags.swap_remove(f);
@@ -421,6 +429,7 @@ impl Block {
         // SAFETY: `cx` now describes this warp, whose register file was sized for the program; the program's slots were
         // allocated inside it by the decoder, and `pc` stays inside the program because every path ends in `exit`.
         unsafe { interpret(cx) }
+        super::bulk::drain(cx);
         let warp = &mut self.warps[w];
         let frag = Frag { pc: cx.pc, mask: cx.mask, node: cx.node, frame: cx.frame, state: State::Ready };
         match std::mem::replace(&mut cx.stop, Stop::Gone) {
@@ -500,6 +509,9 @@ impl Block {
     /// Copies that nobody waited for, at the end of the block.
     pub fn finish(&mut self, cx: &mut Cx) {
         for i in 0..self.nwarps {
+            cx.block = self;
+            cx.warp = &mut self.warps[i];
+            super::bulk::finish(cx);
             if let Some(pc) = self.warps[i].copies.first_unwaited() {
                 cx.block = self;
                 cx.warp = &mut self.warps[i];
@@ -559,6 +571,9 @@ unsafe fn interpret(cx: &mut Cx) {
                 c[1] += u64::from(mask.count_ones());
             }
             cx.pc = pc + 1;
+            if cx.watch_registers {
+                super::wgmma::watch(cx, pc, mask);
+            }
             if mask != 0 && (op.f)(cx, op, mask) == Flow::Stop {
                 return;
             }

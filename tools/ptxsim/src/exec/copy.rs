@@ -2,11 +2,10 @@
 //!
 //! The bytes of a copy arrive when the wait for them is over, no sooner; until then the checks hold them to be in flight.
 
-use super::memory::{addresses, aligned, for_blocks, for_regions};
-use super::{Cx, Exec, Flow, LANES, U32, View, bits, counting, lanes};
+use super::memory::{Hosts, addresses, global_hosts, shared_hosts};
+use super::{Cx, Exec, Flow, LANES, U32, View, bits, lanes};
 use crate::check::{global, shared};
 use crate::program::Op;
-use crate::report::FaultKind;
 
 /// Copies of one instruction that have not landed.
 #[derive(Clone)]
@@ -66,53 +65,19 @@ unsafe fn cp_async(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
     let bytes = (op.imm & 0xff) as u32;
     let used: [u8; LANES] = lanes(|i| if ignore >> i & 1 != 0 { 0 } else { sizes[i].min(bytes) as u8 });
     let reads = bits(|i| used[i] != 0) & mask;
-    for (addr, m, what) in [(&to, mask, "shared"), (&from, reads, "global")] {
-        if !aligned(addr, m, bytes) {
-            let lane =
-                (0..32).find(|&l| m >> l & 1 != 0 && addr[l as usize] % u64::from(bytes) != 0).unwrap_or(0);
-            let a = addr[lane as usize];
-            return cx.fault(
-                lane,
-                FaultKind::MisalignedAddress,
-                format!("cp.async: {what} address {a:#x} is not a multiple of {bytes}"),
-                Some(a),
-            );
-        }
+    let mut source: Hosts = [0; LANES];
+    let full = bits(
+        #[inline(always)]
+        |i| u32::from(used[i]) == bytes,
+    ) & reads;
+    if full != 0 && !global_hosts(cx, &from, full, bytes, global::Touch::Read, &mut source) {
+        return Flow::Stop;
     }
-    let mut source = [0u64; LANES];
-    if reads != 0 {
-        if cx.counting {
-            counting::global(cx, &from, reads, bytes);
-        }
-        let mut read = |cx: &mut Cx, m: u32, n: u32| {
-            for_regions(cx, &from, m, n, global::Touch::Read, |_, delta, l| {
-                for i in 0..LANES {
-                    if l >> i & 1 != 0 {
-                        source[i] = from[i].wrapping_add(delta);
-                    }
-                }
-            })
-        };
-        let full = bits(|i| u32::from(used[i]) == bytes) & reads;
-        if full != 0
-            && let Err(flow) = read(cx, full, bytes)
-        {
-            return flow;
-        }
-        let mut part = reads & !full;
-        while part != 0 {
-            let l = part.trailing_zeros();
-            let n = used[l as usize];
-            let group = bits(|i| used[i] == n) & part;
-            part &= !group;
-            if let Err(flow) = read(cx, group, u32::from(n)) {
-                return flow;
-            }
-        }
+    if reads != full && !partial_hosts(cx, &from, reads & !full, &used, &mut source) {
+        return Flow::Stop;
     }
-    let issued = for_blocks(cx, &to, mask, bytes, shared::Touch::Issue, |_, _, _, _| {});
-    if let Err(flow) = issued {
-        return flow;
+    if !shared_hosts(cx, &to, mask, bytes, shared::Touch::Issue, &mut [0; LANES]) {
+        return Flow::Stop;
     }
     let pc = cx.here();
     let total = u64::from(bytes) * u64::from(mask.count_ones());
@@ -133,6 +98,39 @@ unsafe fn cp_async(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
         bytes: bytes as u8,
     });
     Flow::Next
+}
+
+/// Sources of copies that read less than they write; their addresses are aligned to what they read.
+#[inline(never)]
+fn partial_hosts(
+    cx: &mut Cx,
+    from: &[u64; LANES],
+    mask: u32,
+    used: &[u8; LANES],
+    source: &mut Hosts,
+) -> bool {
+    let mut part = mask;
+    while part != 0 {
+        let n = used[part.trailing_zeros() as usize];
+        let group = bits(|i| used[i] == n) & part;
+        part &= !group;
+        // Byte by byte: the size need be no power of two.
+        for k in 0..n {
+            let at = lanes(|i| from[i] + u64::from(k));
+            let mut hosts = *source;
+            let counting = cx.counting;
+            cx.counting &= k == 0;
+            let found = global_hosts(cx, &at, group, 1, global::Touch::Read, &mut hosts);
+            cx.counting = counting;
+            if !found {
+                return false;
+            }
+            if k == 0 {
+                *source = hosts;
+            }
+        }
+    }
+    true
 }
 
 /// `cp.async.commit_group`.
@@ -173,18 +171,25 @@ impl Exec for WaitGroup {
     unsafe fn run(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
         let (all, n) = (op.y != 0, op.imm as u32);
         let commits = cx.warp().copies.commits;
-        land(cx, |p| {
-            p.mask
-                & mask
-                & if all {
-                    u32::MAX
-                } else {
-                    match p.group {
-                        Some(g) => bits(|i| g.wrapping_add(n) < commits[i]),
-                        None => 0,
+        land(
+            cx,
+            #[inline(always)]
+            |p| {
+                p.mask
+                    & mask
+                    & if all {
+                        u32::MAX
+                    } else {
+                        match p.group {
+                            Some(g) => bits(
+                                #[inline(always)]
+                                |i| g.wrapping_add(n) < commits[i],
+                            ),
+                            None => 0,
+                        }
                     }
-                }
-        });
+            },
+        );
         Flow::Next
     }
 }

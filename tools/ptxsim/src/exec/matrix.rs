@@ -1,11 +1,11 @@
 //! Matrix instructions of a warp: `mma`, `ldmatrix`, `stmatrix`, `movmatrix` (PTX ISA "Warp Level Matrix Multiply-Accumulate
 //! Instructions").
 
-use super::memory::{addresses, aligned, for_blocks};
+use super::memory::{Hosts, addresses, shared_hosts};
 use super::{Cx, Exec, Flow, LANES, Row, U32, View};
 use crate::check::{SYNC, shared};
 use crate::program::Op;
-use crate::report::{FaultKind, ReportKind};
+use crate::report::ReportKind;
 use crate::tensor::mma::Accum;
 
 /// `.aligned` instructions want the whole warp.
@@ -99,20 +99,6 @@ fn row_lanes(n: u32) -> u32 {
     if n == 4 { u32::MAX } else { (1 << (8 * n)) - 1 }
 }
 
-fn check_rows(cx: &mut Cx, addr: &[u64; LANES], rows: u32, name: &str) -> Option<Flow> {
-    if aligned(addr, rows, 16) {
-        return None;
-    }
-    let lane = (0..32).find(|&l| rows >> l & 1 != 0 && addr[l as usize] % 16 != 0).unwrap_or(0);
-    let a = addr[lane as usize];
-    Some(cx.fault(
-        lane,
-        FaultKind::MisalignedAddress,
-        format!("{name}: row address {a:#x} is not a multiple of 16"),
-        Some(a),
-    ))
-}
-
 /// `ldmatrix.m8n8.b16`: slot 1 the address, `x` the memory form (its registers the results), `imm` matrices, bit 8: `.trans`.
 ///
 /// Lane `4*r + j` gets elements `2*j, 2*j + 1` of row `r`, or with `.trans` of column `r`.
@@ -124,22 +110,18 @@ impl Exec for LdMatrix {
         let n = (op.imm & 7) as u32;
         let mo = &cx.prog().mem[op.x as usize];
         let rows = row_lanes(n) & mask;
-        // SAFETY: the caller's promise; `for_blocks` keeps the rows inside shared memory.
+        // SAFETY: the caller's promise; `shared_hosts` keeps the rows inside shared memory.
         unsafe {
             let addr = addresses(cx, op.s[1], mo);
-            if let Some(flow) = check_rows(cx, &addr, rows, "ldmatrix") {
-                return flow;
+            let mut hosts: Hosts = [0; LANES];
+            if !shared_hosts(cx, &addr, rows, 16, shared::Touch::Read, &mut hosts) {
+                return Flow::Stop;
             }
             let mut out = [[[0u32; 4]; 8]; 4];
-            let done = for_blocks(cx, &addr, rows, 16, shared::Touch::Read, |_, base, at, m| {
-                for l in 0..8 * n as usize {
-                    if m >> l & 1 != 0 {
-                        out[l / 8][l % 8] = base.add(at[l] as usize).cast::<[u32; 4]>().read_unaligned();
-                    }
+            for l in 0..8 * n as usize {
+                if rows >> l & 1 != 0 {
+                    out[l / 8][l % 8] = (hosts[l] as *const [u32; 4]).read_unaligned();
                 }
-            });
-            if let Err(flow) = done {
-                return flow;
             }
             for k in 0..n as usize {
                 let d = *cx.prog().extra.get_unchecked(mo.regs as usize + k);
@@ -171,12 +153,9 @@ impl Exec for StMatrix {
         let n = (op.imm & 7) as u32;
         let mo = &cx.prog().mem[op.x as usize];
         let rows = row_lanes(n) & mask;
-        // SAFETY: the caller's promise; `for_blocks` keeps the rows inside shared memory.
+        // SAFETY: the caller's promise; `shared_hosts` keeps the rows inside shared memory.
         unsafe {
             let addr = addresses(cx, op.s[1], mo);
-            if let Some(flow) = check_rows(cx, &addr, rows, "stmatrix") {
-                return flow;
-            }
             let mut data = [[[0u32; 4]; 8]; 4];
             for k in 0..n as usize {
                 let row = U32::get(cx, *cx.prog().extra.get_unchecked(mo.regs as usize + k));
@@ -187,15 +166,17 @@ impl Exec for StMatrix {
                     m
                 };
             }
-            let done = for_blocks(cx, &addr, rows, 16, shared::Touch::Write, |_, base, at, m| {
-                for l in 0..8 * n as usize {
-                    if m >> l & 1 != 0 {
-                        base.add(at[l] as usize).cast::<[u32; 4]>().write_unaligned(data[l / 8][l % 8]);
-                    }
+            let mut hosts: Hosts = [0; LANES];
+            if !shared_hosts(cx, &addr, rows, 16, shared::Touch::Write, &mut hosts) {
+                return Flow::Stop;
+            }
+            for l in 0..8 * n as usize {
+                if rows >> l & 1 != 0 {
+                    (hosts[l] as *mut [u32; 4]).write_unaligned(data[l / 8][l % 8]);
                 }
-            });
-            done.err().unwrap_or(Flow::Next)
+            }
         }
+        Flow::Next
     }
 }
 
@@ -209,6 +190,133 @@ impl Exec for MovMatrix {
         unsafe {
             let m = std::mem::transmute::<Row, [[u32; 4]; 8]>(U32::get(cx, op.s[1]));
             U32::put(cx, op.s[0], transpose(&m), mask);
+        }
+        Flow::Next
+    }
+}
+
+/// `wmma.mma`: `x` its form, `y` its slots in `extra`, `imm` bit 0: f64.
+pub(crate) struct WmmaOp;
+impl Exec for WmmaOp {
+    #[inline(always)]
+    unsafe fn run(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
+        whole_warp(cx, mask);
+        let prog = cx.prog();
+        let form = &prog.wmma[op.x as usize];
+        let (nd, na, nb, nc) = form.regs();
+        let double = op.imm & 1 != 0;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut at = op.y as usize;
+            let mut take = |cx: &Cx, n: usize| {
+                let rows = fragment_rows(cx, &prog.extra[at..], n, double);
+                at += if double { n / 2 } else { n };
+                rows
+            };
+            let mut d = take(cx, nd);
+            let (a, b, c) = (take(cx, na), take(cx, nb), take(cx, nc));
+            let (a, b, c): (Vec<&Row>, Vec<&Row>, Vec<&Row>) =
+                (a.iter().collect(), b.iter().collect(), c.iter().collect());
+            form.run(&mut d, &a, &b, &c);
+            put_rows(cx, &prog.extra[op.y as usize..], &d, double, mask);
+        }
+        Flow::Next
+    }
+}
+
+/// The 32-bit rows of a fragment; an f64 register is two of them.
+unsafe fn fragment_rows(cx: &Cx, slots: &[u16], n: usize, double: bool) -> Vec<Row> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if !double {
+            return slots[..n].iter().map(|&s| U32::get(cx, s)).collect();
+        }
+        slots[..n / 2]
+            .iter()
+            .flat_map(|&s| {
+                let v = super::U64::get(cx, s);
+                [v.map(|x| x as u32), v.map(|x| (x >> 32) as u32)]
+            })
+            .collect()
+    }
+}
+unsafe fn put_rows(cx: &mut Cx, slots: &[u16], rows: &[Row], double: bool, mask: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if double {
+            for (k, pair) in rows.chunks_exact(2).enumerate() {
+                let v = super::lanes(|l| u64::from(pair[0][l]) | u64::from(pair[1][l]) << 32);
+                super::U64::put(cx, slots[k], v, mask);
+            }
+        } else {
+            for (k, row) in rows.iter().enumerate() {
+                U32::put(cx, slots[k], *row, mask);
+            }
+        }
+    }
+}
+
+/// `wmma.load` and `wmma.store`: slot 1 the address, slot 2 the stride, `x` the memory form (its registers the fragment), `y` the
+/// form, `imm` the space, bit 8: f64.
+pub(crate) struct WmmaMoveOp;
+impl Exec for WmmaMoveOp {
+    #[inline(always)]
+    unsafe fn run(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
+        whole_warp(cx, mask);
+        let prog = cx.prog();
+        let form = &prog.moves[op.y as usize];
+        let mo = &prog.mem[op.x as usize];
+        let double = op.imm >> 8 & 1 != 0;
+        let slots = &prog.extra[mo.regs as usize..];
+        // SAFETY: the caller's promise; host pointers were found inside their spaces.
+        unsafe {
+            let addr = addresses(cx, op.s[1], mo);
+            let stride = U32::get(cx, op.s[2])[mask.trailing_zeros() as usize];
+            let mut rows = fragment_rows(cx, slots, form.regs(), double);
+            for access in form.accesses(stride.into()) {
+                let at = super::lanes(|l| addr[l].wrapping_add(access.offsets[l]));
+                let shape = crate::program::MemOp {
+                    bytes: access.bytes as u8,
+                    vec: 1,
+                    ..crate::program::MemOp::default()
+                };
+                let mut hosts: Hosts = [0; LANES];
+                if !super::memory::hosts_of(
+                    cx,
+                    &shape,
+                    (op.imm & 0xff) as u8,
+                    &at,
+                    mask,
+                    form.store,
+                    &mut hosts,
+                ) {
+                    return Flow::Stop;
+                }
+                let bits = 8 * access.bytes as u32;
+                let keep = if bits >= 32 { u32::MAX } else { (1 << bits) - 1 };
+                for l in (0..LANES).filter(|l| mask >> l & 1 != 0) {
+                    let p = hosts[l] as *mut u8;
+                    if form.store {
+                        let low = rows[access.reg][l] >> access.shift;
+                        let high = if access.bytes == 8 { rows[access.reg + 1][l] } else { 0 };
+                        let v = (u64::from(high) << 32 | u64::from(low)).to_le_bytes();
+                        std::ptr::copy_nonoverlapping(v.as_ptr(), p, access.bytes);
+                    } else {
+                        let mut v = [0u8; 8];
+                        std::ptr::copy_nonoverlapping(p, v.as_mut_ptr(), access.bytes);
+                        let v = u64::from_le_bytes(v);
+                        let r = &mut rows[access.reg][l];
+                        *r = *r & !(keep << access.shift) | (v as u32 & keep) << access.shift;
+                        if access.bytes == 8 {
+                            rows[access.reg + 1][l] = (v >> 32) as u32;
+                        }
+                    }
+                }
+            }
+            if !form.store {
+                form.repeat(&mut rows);
+                put_rows(cx, slots, &rows, double, mask);
+            }
         }
         Flow::Next
     }

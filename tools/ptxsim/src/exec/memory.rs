@@ -33,7 +33,9 @@ pub(crate) unsafe fn addresses(cx: &Cx, s: u16, mo: &MemOp) -> [u64; LANES] {
 }
 
 /// Which bytes an access touches: whole vectors of `bytes`.
-fn misaligned(cx: &mut Cx, addr: &[u64; LANES], mask: u32, bytes: u32, space: &str) -> Flow {
+#[cold]
+#[inline(never)]
+fn misaligned(cx: &mut Cx, addr: &[u64; LANES], mask: u32, bytes: u32, space: &str) -> bool {
     let lane = (0..32).find(|&l| mask >> l & 1 != 0 && addr[l as usize] % u64::from(bytes) != 0).unwrap_or(0);
     let a = addr[lane as usize];
     cx.fault(
@@ -41,7 +43,8 @@ fn misaligned(cx: &mut Cx, addr: &[u64; LANES], mask: u32, bytes: u32, space: &s
         FaultKind::MisalignedAddress,
         format!("{space} address {a:#x} is not a multiple of the access size {bytes}"),
         Some(a),
-    )
+    );
+    false
 }
 
 #[inline(always)]
@@ -57,58 +60,155 @@ pub(crate) fn aligned(addr: &[u64; LANES], mask: u32, bytes: u32) -> bool {
     bits(|i| addr[i] & low != 0) & mask == 0
 }
 
-/// Calls `f(region delta, lanes)` for the lanes of each allocation: `delta` turns an address into a host pointer.
-///
-/// # Errors
-/// `Flow::Stop` after a fault, if a lane's bytes are outside every allocation, or written where that is forbidden.
-#[inline(always)]
-pub(crate) fn for_regions(
-    cx: &mut Cx,
-    addr: &[u64; LANES],
-    mask: u32,
-    bytes: u32,
-    touch: global::Touch,
-    mut f: impl FnMut(&mut Cx, u64, u32),
-) -> Result<(), Flow> {
+/// Host pointers of the lanes.
+pub(crate) type Hosts = [u64; LANES];
+
+super::versions! {
+/// Finds the lanes' bytes in global memory, with counters and checks: their host pointers, or false after a fault.
+pub(crate) fn global_hosts(
+    cx: &mut Cx, addr: &[u64; LANES], mask: u32, bytes: u32, touch: global::Touch, hosts: &mut Hosts,
+) -> bool {
+    if !aligned(addr, mask, bytes) {
+        return misaligned(cx, addr, mask, bytes, "global");
+    }
+    if cx.counting {
+        counting::global(cx, addr, mask, bytes);
+    }
     let mut left = mask;
     let hint = (cx.pc & 63) as usize;
     let writes = !matches!(touch, global::Touch::Read | global::Touch::Strong { writes: false });
     while left != 0 {
         let w = cx.worker();
-        let mut region = w.regions.get(w.hot[hint] as usize);
-        let mut inside = region.map_or(0, |r| r.covers(addr, bytes) & left);
+        let mut region = w.regions.get(w.hot[hint] as usize).copied();
+        let mut inside = region.map_or(0, #[inline(always)] |r| r.covers(addr, bytes) & left);
         if inside == 0 {
             let first = addr[left.trailing_zeros() as usize];
             let at = w.regions.partition_point(|r| r.start <= first).wrapping_sub(1);
             w.hot[hint] = at as u32;
-            region = w.regions.get(at);
-            inside = region.map_or(0, |r| r.covers(addr, bytes) & left);
+            region = w.regions.get(at).copied();
+            inside = region.map_or(0, #[inline(always)] |r| r.covers(addr, bytes) & left);
         }
-        let Some(&region) = region.filter(|r| inside != 0 && (r.writable || !writes)) else {
-            let lane = left.trailing_zeros();
-            let a = addr[lane as usize];
-            let verb = if writes { "writes" } else { "reads" };
-            let why = if region.is_some_and(|_| inside != 0) {
-                format!("{bytes} bytes at {a:#x} are in host memory mapped read-only")
-            } else if a >> 56 != 0 {
-                format!("{bytes} bytes at {a:#x} are in no allocation")
-            } else {
-                cx.worker().memory.describe(a, u64::from(bytes))
-            };
-            return Err(cx.fault(
-                lane,
-                FaultKind::IllegalAddress,
-                format!("{verb} outside global memory: {why}"),
-                Some(a),
-            ));
+        let Some(region) = region.filter(|r| inside != 0 && (r.writable || !writes)) else {
+            return no_region(cx, addr, left, bytes, writes, inside != 0);
         };
         if cx.track_global {
             global::access(cx, &region, addr, inside, bytes, touch);
         }
-        f(cx, region.delta, inside);
+        if inside == u32::MAX {
+            *hosts = lanes(#[inline(always)] |i| addr[i].wrapping_add(region.delta));
+        } else {
+            *hosts = lanes(#[inline(always)] |i| if inside >> i & 1 != 0 { addr[i].wrapping_add(region.delta) } else { hosts[i] });
+        }
         left &= !inside;
     }
-    Ok(())
+    true
+}
+
+/// Finds the lanes' bytes in the shared memory of the cluster, with counters and checks: their host pointers, or false after
+/// a fault.
+pub(crate) fn shared_hosts(
+    cx: &mut Cx, addr: &[u64; LANES], mask: u32, bytes: u32, touch: shared::Touch, hosts: &mut Hosts,
+) -> bool {
+    if !aligned(addr, mask, bytes) {
+        return misaligned(cx, addr, mask, bytes, "shared");
+    }
+    let low: [u32; LANES] = lanes(#[inline(always)] |i| addr[i] as u32);
+    let limit = cx.shared_bytes;
+    if limit >= bytes {
+        let room = limit - bytes;
+        let inside = bits(#[inline(always)] |i| low[i] <= room) & mask;
+        if inside == mask {
+            if cx.counting {
+                counting::shared(cx, &low, mask, bytes);
+            }
+            if cx.track_shared {
+                let rank = cx.block().rank;
+                shared::access(cx, rank, &low, mask, bytes, touch);
+            }
+            let base = cx.shared as u64;
+            *hosts = lanes(#[inline(always)] |i| base.wrapping_add(u64::from(low[i])));
+            return true;
+        }
+    }
+    cluster_hosts(cx, &low, mask, bytes, touch, hosts)
+}
+}
+
+#[cold]
+#[inline(never)]
+fn no_region(cx: &mut Cx, addr: &[u64; LANES], left: u32, bytes: u32, writes: bool, read_only: bool) -> bool {
+    let lane = left.trailing_zeros();
+    let a = addr[lane as usize];
+    let verb = if writes { "writes" } else { "reads" };
+    let why = if read_only {
+        format!("{bytes} bytes at {a:#x} are in host memory mapped read-only")
+    } else if a >> 56 != 0 {
+        format!("{bytes} bytes at {a:#x} are in no allocation")
+    } else {
+        cx.worker().memory.describe(a, u64::from(bytes))
+    };
+    cx.fault(lane, FaultKind::IllegalAddress, format!("{verb} outside global memory: {why}"), Some(a));
+    false
+}
+
+/// The shared memory that `addr` points into: block of the cluster, and offset.
+#[inline(always)]
+pub(crate) fn shared_place(cx: &mut Cx, addr: u64) -> (u16, u32) {
+    let a = addr as u32;
+    match (a / CLUSTER).checked_sub(1) {
+        None => (cx.block().rank, a),
+        Some(rank) => (rank as u16, a % CLUSTER),
+    }
+}
+
+/// As [`shared_hosts`] where lanes touch other blocks, or nothing.
+#[inline(never)]
+fn cluster_hosts(
+    cx: &mut Cx,
+    low: &[u32; LANES],
+    mask: u32,
+    bytes: u32,
+    touch: shared::Touch,
+    hosts: &mut Hosts,
+) -> bool {
+    let mut left = mask;
+    while left != 0 {
+        let first = low[left.trailing_zeros() as usize];
+        let (rank, _) = shared_place(cx, u64::from(first));
+        let group = bits(|i| low[i] / CLUSTER == first / CLUSTER) & left;
+        left &= !group;
+        let offsets: [u32; LANES] = lanes(|i| low[i] % CLUSTER);
+        let Some((base, limit)) = cx.peer_shared(rank) else {
+            let lane = group.trailing_zeros();
+            let m = format!(
+                "shared::cluster address {first:#x} names block {rank} of the cluster, which does not exist"
+            );
+            cx.fault(lane, FaultKind::IllegalAddress, m, Some(u64::from(first)));
+            return false;
+        };
+        let inside = bits(|i| u64::from(offsets[i]) + u64::from(bytes) <= u64::from(limit)) & group;
+        if inside != group {
+            let lane = (group & !inside).trailing_zeros();
+            let a = offsets[lane as usize];
+            let m = format!(
+                "{bytes} bytes at shared address {a:#x} are outside the block's {limit} bytes of shared memory"
+            );
+            cx.fault(lane, FaultKind::IllegalAddress, m, Some(u64::from(a)));
+            return false;
+        }
+        if cx.counting {
+            counting::shared(cx, &offsets, group, bytes);
+        }
+        if cx.track_shared {
+            shared::access(cx, rank, &offsets, group, bytes, touch);
+        }
+        for i in 0..LANES {
+            if group >> i & 1 != 0 {
+                hosts[i] = base as u64 + u64::from(offsets[i]);
+            }
+        }
+    }
+    true
 }
 
 /// Reads element `k` of each lane of `mask` at `host(lane)` into its register.
@@ -206,49 +306,93 @@ fn how(mo: &MemOp, writes: bool) -> global::Touch {
     }
 }
 
+/// Host pointers for a load or store of a whole warp in one space; false after a fault.
 #[inline(always)]
-unsafe fn load_global<const B: usize>(cx: &mut Cx, mo: &MemOp, addr: &[u64; LANES], mask: u32) -> Flow {
-    let size = B as u32 * u32::from(mo.vec);
-    if !aligned(addr, mask, size) {
-        return misaligned(cx, addr, mask, size, "global");
+pub(crate) fn hosts_of(
+    cx: &mut Cx,
+    mo: &MemOp,
+    which: u8,
+    addr: &[u64; LANES],
+    mask: u32,
+    writes: bool,
+    hosts: &mut Hosts,
+) -> bool {
+    let size = u32::from(mo.bytes) * u32::from(mo.vec);
+    match which {
+        space::GLOBAL => {
+            if mo.strong {
+                cx.worker().polled |= !writes;
+                if cx.prog().has_fences {
+                    strong_sync(cx, addr, mask, !writes, writes);
+                }
+            }
+            global_hosts(cx, addr, mask, size, how(mo, writes), hosts)
+        }
+        space::SHARED => {
+            let touch = match (mo.strong && cx.prog().has_fences, writes) {
+                (true, _) => shared::Touch::Atomic,
+                (_, true) => shared::Touch::Write,
+                _ => shared::Touch::Read,
+            };
+            shared_hosts(cx, addr, mask, size, touch, hosts)
+        }
+        space::PARAM if !writes => param_hosts(cx, addr, mask, size, hosts),
+        _ => generic_hosts(cx, mo, addr, mask, writes, hosts),
     }
-    if cx.counting {
-        counting::global(cx, addr, mask, size);
+}
+
+/// Splits generic addresses into their spaces (PTX ISA "Generic Addressing"); local memory is left to the caller.
+#[inline(never)]
+fn generic_hosts(
+    cx: &mut Cx,
+    mo: &MemOp,
+    addr: &[u64; LANES],
+    mask: u32,
+    writes: bool,
+    hosts: &mut Hosts,
+) -> bool {
+    let of = |w: u64| bits(|i| addr[i] >> 56 == w >> 56) & mask;
+    let (s, p) = (of(SHARED_WINDOW), of(PARAM_WINDOW));
+    let global = mask & !(s | p);
+    if global != 0 && !hosts_of(cx, mo, space::GLOBAL, addr, global, writes, hosts) {
+        return false;
     }
-    if mo.strong {
-        cx.worker().polled = true;
-        if cx.prog().has_fences {
-            strong_sync(cx, addr, mask, true, false);
+    if s != 0 && !hosts_of(cx, mo, space::SHARED, &lanes(|i| addr[i] & 0xffff_ffff), s, writes, hosts) {
+        return false;
+    }
+    if p == 0 {
+        return true;
+    }
+    if writes {
+        let lane = p.trailing_zeros();
+        let m = "store to kernel parameters, which are read-only".into();
+        cx.fault(lane, FaultKind::IllegalAddress, m, Some(addr[lane as usize]));
+        return false;
+    }
+    param_hosts(cx, &lanes(|i| addr[i] & 0xffff_ffff), p, u32::from(mo.bytes) * u32::from(mo.vec), hosts)
+}
+
+/// Kernel parameters read through an address.
+#[inline(never)]
+fn param_hosts(cx: &mut Cx, addr: &[u64; LANES], mask: u32, bytes: u32, hosts: &mut Hosts) -> bool {
+    let limit = u64::from(cx.prog().param_bytes);
+    let inside = bits(|i| addr[i] <= limit && addr[i] + u64::from(bytes) <= limit) & mask;
+    if inside != mask {
+        let lane = (mask & !inside).trailing_zeros();
+        let a = addr[lane as usize];
+        let m = format!(
+            "{bytes} bytes at parameter address {a:#x} are outside the kernel's {limit} bytes of parameters"
+        );
+        cx.fault(lane, FaultKind::IllegalAddress, m, Some(a));
+        return false;
+    }
+    let base = cx.params as u64;
+    for i in 0..LANES {
+        if mask >> i & 1 != 0 {
+            hosts[i] = base + addr[i];
         }
     }
-    let done = for_regions(cx, addr, mask, size, how(mo, false), |cx, delta, lanes| {
-        // SAFETY: `for_regions` found these lanes' bytes inside an allocation.
-        unsafe { load_lanes::<B>(cx, mo, lanes, |i| addr[i].wrapping_add(delta) as *const u8) }
-    });
-    done.err().unwrap_or(Flow::Next)
-}
-#[inline(always)]
-unsafe fn store_global<const B: usize>(cx: &mut Cx, mo: &MemOp, addr: &[u64; LANES], mask: u32) -> Flow {
-    let size = B as u32 * u32::from(mo.vec);
-    if !aligned(addr, mask, size) {
-        return misaligned(cx, addr, mask, size, "global");
-    }
-    if cx.counting {
-        counting::global(cx, addr, mask, size);
-    }
-    if mo.strong && cx.prog().has_fences {
-        strong_sync(cx, addr, mask, false, true);
-    }
-    if cx.track_shared {
-        // SAFETY: the caller's promise.
-        let v = unsafe { stored::<B>(cx, mo, 0) };
-        shared::write_conflict(cx, addr, mask, size, |i| v[i]);
-    }
-    let done = for_regions(cx, addr, mask, size, how(mo, true), |cx, delta, lanes| {
-        // SAFETY: `for_regions` found these lanes' bytes inside a writable allocation.
-        unsafe { store_lanes::<B>(cx, mo, lanes, |i| addr[i].wrapping_add(delta) as *mut u8) }
-    });
-    done.err().unwrap_or(Flow::Next)
+    true
 }
 
 /// Acquire and release of strong accesses to global memory, one for each address.
@@ -265,126 +409,12 @@ pub(crate) fn strong_sync(cx: &mut Cx, addr: &[u64; LANES], mask: u32, reads: bo
     }
 }
 
-/// The shared memory that `addr` points into: block of the cluster, and offset.
-#[inline(always)]
-pub(crate) fn shared_place(cx: &mut Cx, addr: u64) -> (u16, u32) {
-    let a = addr as u32;
-    match (a / CLUSTER).checked_sub(1) {
-        None => (cx.block().rank, a),
-        Some(rank) => (rank as u16, a % CLUSTER),
-    }
-}
-
-/// Calls `f(base, offsets, lanes)` for the lanes of each block of the cluster, after bounds, counters and checks.
-///
-/// # Errors
-/// `Flow::Stop` after a fault, if a lane's bytes are outside the shared memory.
-#[inline(always)]
-pub(crate) fn for_blocks(
-    cx: &mut Cx,
-    addr: &[u64; LANES],
-    mask: u32,
-    bytes: u32,
-    touch: shared::Touch,
-    mut f: impl FnMut(&mut Cx, *mut u8, &[u32; LANES], u32),
-) -> Result<(), Flow> {
-    let mut left = mask;
-    let low: [u32; LANES] = lanes(|i| addr[i] as u32);
-    let own = bits(|i| low[i] < CLUSTER) & left;
-    if own != 0 {
-        left &= !own;
-        let limit = cx.shared_bytes;
-        let inside = bits(|i| u64::from(low[i]) + u64::from(bytes) <= u64::from(limit)) & own;
-        if inside != own {
-            return Err(outside(cx, &low, own & !inside, bytes, limit));
-        }
-        if cx.counting {
-            counting::shared(cx, &low, own, bytes);
-        }
-        if cx.track_shared {
-            let rank = cx.block().rank;
-            shared::access(cx, rank, &low, own, bytes, touch);
-        }
-        let base = cx.shared;
-        f(cx, base, &low, own);
-    }
-    while left != 0 {
-        let (rank, _) = shared_place(cx, addr[left.trailing_zeros() as usize]);
-        let group = bits(|i| low[i] / CLUSTER == u32::from(rank) + 1) & left;
-        left &= !group;
-        let offsets: [u32; LANES] = lanes(|i| low[i] % CLUSTER);
-        let Some((base, limit)) = cx.peer_shared(rank) else {
-            let lane = group.trailing_zeros();
-            let m = format!(
-                "shared::cluster address {:#x} names block {rank} of the cluster, which does not exist",
-                low[lane as usize]
-            );
-            return Err(cx.fault(lane, FaultKind::IllegalAddress, m, Some(u64::from(low[lane as usize]))));
-        };
-        let inside = bits(|i| u64::from(offsets[i]) + u64::from(bytes) <= u64::from(limit)) & group;
-        if inside != group {
-            return Err(outside(cx, &offsets, group & !inside, bytes, limit));
-        }
-        if cx.counting {
-            counting::shared(cx, &offsets, group, bytes);
-        }
-        if cx.track_shared {
-            shared::access(cx, rank, &offsets, group, bytes, touch);
-        }
-        f(cx, base, &offsets, group);
-    }
-    Ok(())
-}
-
-#[cold]
-fn outside(cx: &mut Cx, at: &[u32; LANES], bad: u32, bytes: u32, limit: u32) -> Flow {
-    let lane = bad.trailing_zeros();
-    let a = at[lane as usize];
-    let m = format!(
-        "{bytes} bytes at shared address {a:#x} are outside the block's {limit} bytes of shared memory"
-    );
-    cx.fault(lane, FaultKind::IllegalAddress, m, Some(u64::from(a)))
-}
-
-#[inline(always)]
-unsafe fn load_shared<const B: usize>(cx: &mut Cx, mo: &MemOp, addr: &[u64; LANES], mask: u32) -> Flow {
-    let size = B as u32 * u32::from(mo.vec);
-    if !aligned(addr, mask, size) {
-        return misaligned(cx, addr, mask, size, "shared");
-    }
-    let touch = if mo.strong { shared::Touch::Atomic } else { shared::Touch::Read };
-    let touch = if mo.strong && !cx.prog().has_fences { shared::Touch::Read } else { touch };
-    let done = for_blocks(cx, addr, mask, size, touch, |cx, base, at, lanes| {
-        // SAFETY: `for_blocks` found these lanes' bytes inside the shared memory.
-        unsafe { load_lanes::<B>(cx, mo, lanes, |i| base.add(at[i] as usize)) }
-    });
-    done.err().unwrap_or(Flow::Next)
-}
-#[inline(always)]
-unsafe fn store_shared<const B: usize>(cx: &mut Cx, mo: &MemOp, addr: &[u64; LANES], mask: u32) -> Flow {
-    let size = B as u32 * u32::from(mo.vec);
-    if !aligned(addr, mask, size) {
-        return misaligned(cx, addr, mask, size, "shared");
-    }
-    if cx.track_shared {
-        // SAFETY: the caller's promise.
-        let v = unsafe { stored::<B>(cx, mo, 0) };
-        let keep = if B >= 8 { u64::MAX } else { (1 << (8 * B)) - 1 };
-        shared::write_conflict(cx, addr, mask, size, |i| v[i] & keep);
-    }
-    let touch = if mo.strong && cx.prog().has_fences { shared::Touch::Atomic } else { shared::Touch::Write };
-    let done = for_blocks(cx, addr, mask, size, touch, |cx, base, at, lanes| {
-        // SAFETY: `for_blocks` found these lanes' bytes inside the shared memory.
-        unsafe { store_lanes::<B>(cx, mo, lanes, |i| base.add(at[i] as usize)) }
-    });
-    done.err().unwrap_or(Flow::Next)
-}
-
 /// Local memory interleaves its lanes word by word, so an access goes through a buffer of its bytes.
-#[inline(always)]
+#[inline(never)]
 unsafe fn local_bytes(cx: &mut Cx, addr: &[u64; LANES], mask: u32, size: u32) -> Result<(), Flow> {
     if !aligned(addr, mask, size) {
-        return Err(misaligned(cx, addr, mask, size, "local"));
+        misaligned(cx, addr, mask, size, "local");
+        return Err(Flow::Stop);
     }
     let limit = u64::from(cx.prog().local_bytes);
     let inside = bits(|i| addr[i] <= limit && addr[i] + u64::from(size) <= limit) & mask;
@@ -398,10 +428,12 @@ unsafe fn local_bytes(cx: &mut Cx, addr: &[u64; LANES], mask: u32, size: u32) ->
     }
     Ok(())
 }
-#[inline(always)]
+#[inline(never)]
 unsafe fn load_local<const B: usize>(cx: &mut Cx, mo: &MemOp, addr: &[u64; LANES], mask: u32) -> Flow {
     // SAFETY: `local_bytes` keeps the lanes inside the local memory that the warp was sized for.
     unsafe {
+        // Generic addresses carry the window's base.
+        let addr = &lanes(|i| addr[i] & 0xffff_ffff);
         if let Err(flow) = local_bytes(cx, addr, mask, B as u32 * u32::from(mo.vec)) {
             return flow;
         }
@@ -418,10 +450,12 @@ unsafe fn load_local<const B: usize>(cx: &mut Cx, mo: &MemOp, addr: &[u64; LANES
     }
     Flow::Next
 }
-#[inline(always)]
+#[inline(never)]
 unsafe fn store_local<const B: usize>(cx: &mut Cx, mo: &MemOp, addr: &[u64; LANES], mask: u32) -> Flow {
     // SAFETY: as `load_local`.
     unsafe {
+        // Generic addresses carry the window's base.
+        let addr = &lanes(|i| addr[i] & 0xffff_ffff);
         if let Err(flow) = local_bytes(cx, addr, mask, B as u32 * u32::from(mo.vec)) {
             return flow;
         }
@@ -447,33 +481,6 @@ unsafe fn store_local<const B: usize>(cx: &mut Cx, mo: &MemOp, addr: &[u64; LANE
     Flow::Next
 }
 
-/// Splits generic addresses into their spaces (PTX ISA "Generic Addressing").
-#[inline(always)]
-fn windows(addr: &[u64; LANES], mask: u32) -> [(u64, u32); 4] {
-    let of = |w: u64| bits(|i| addr[i] >> 56 == w >> 56) & mask;
-    let (s, l, p) = (of(SHARED_WINDOW), of(LOCAL_WINDOW), of(PARAM_WINDOW));
-    [(0, mask & !(s | l | p)), (SHARED_WINDOW, s), (LOCAL_WINDOW, l), (PARAM_WINDOW, p)]
-}
-
-/// Reads kernel parameters through an address.
-unsafe fn load_param<const B: usize>(cx: &mut Cx, mo: &MemOp, addr: &[u64; LANES], mask: u32) -> Flow {
-    let size = B as u64 * u64::from(mo.vec);
-    let limit = u64::from(cx.prog().param_bytes);
-    let inside = bits(|i| addr[i] <= limit && addr[i] + size <= limit) & mask;
-    if inside != mask {
-        let lane = (mask & !inside).trailing_zeros();
-        let a = addr[lane as usize];
-        let m = format!(
-            "{size} bytes at parameter address {a:#x} are outside the kernel's {limit} bytes of parameters"
-        );
-        return cx.fault(lane, FaultKind::IllegalAddress, m, Some(a));
-    }
-    let base = cx.params;
-    // SAFETY: the addresses were found inside the parameter buffer.
-    unsafe { load_lanes::<B>(cx, mo, mask, |i| base.add(addr[i] as usize)) };
-    Flow::Next
-}
-
 /// Spaces as the `SPACE` of [`Ld`] and [`St`].
 pub(crate) mod space {
     pub const GENERIC: u8 = 0;
@@ -483,84 +490,89 @@ pub(crate) mod space {
     pub const PARAM: u8 = 4;
 }
 
-/// `ld`: slot 1 the address, `x` the memory form.
-pub(crate) struct Ld<const SPACE: u8, const B: usize>;
-impl<const SPACE: u8, const B: usize> Exec for Ld<SPACE, B> {
-    #[inline(always)]
-    unsafe fn run(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let mo = cx.prog().mem.get_unchecked(op.x as usize);
-            let addr = addresses(cx, op.s[1], mo);
-            match SPACE {
-                space::GLOBAL => load_global::<B>(cx, mo, &addr, mask),
-                space::SHARED => load_shared::<B>(cx, mo, &addr, mask),
-                space::LOCAL => load_local::<B>(cx, mo, &addr, mask),
-                space::PARAM => load_param::<B>(cx, mo, &addr, mask),
-                _ => {
-                    for (window, lanes_in) in windows(&addr, mask) {
-                        if lanes_in == 0 {
-                            continue;
-                        }
-                        let a = lanes(|i| addr[i].wrapping_sub(window));
-                        let flow = match window {
-                            0 => load_global::<B>(cx, mo, &a, lanes_in),
-                            SHARED_WINDOW => load_shared::<B>(cx, mo, &a, lanes_in),
-                            LOCAL_WINDOW => load_local::<B>(cx, mo, &a, lanes_in),
-                            _ => load_param::<B>(cx, mo, &a, lanes_in),
-                        };
-                        if flow == Flow::Stop {
-                            return flow;
-                        }
-                    }
-                    Flow::Next
-                }
-            }
+/// Lanes whose generic address is in local memory; all of them for the local space.
+#[inline(always)]
+fn local_lanes(which: u8, addr: &[u64; LANES], mask: u32) -> u32 {
+    match which {
+        space::LOCAL => mask,
+        space::GENERIC => {
+            bits(
+                #[inline(always)]
+                |i| addr[i] >> 56 == LOCAL_WINDOW >> 56,
+            ) & mask
         }
+        _ => 0,
     }
 }
 
-/// `st`: slot 1 the address, `x` the memory form.
-pub(crate) struct St<const SPACE: u8, const B: usize>;
-impl<const SPACE: u8, const B: usize> Exec for St<SPACE, B> {
+/// `ld`: slot 1 the address, `x` the memory form, `imm` the space.
+pub(crate) struct Ld<const B: usize>;
+impl<const B: usize> Exec for Ld<B> {
     #[inline(always)]
     unsafe fn run(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's promise; the host pointers were found inside their spaces.
         unsafe {
             let mo = cx.prog().mem.get_unchecked(op.x as usize);
             let addr = addresses(cx, op.s[1], mo);
-            match SPACE {
-                space::GLOBAL => store_global::<B>(cx, mo, &addr, mask),
-                space::SHARED => store_shared::<B>(cx, mo, &addr, mask),
-                space::LOCAL => store_local::<B>(cx, mo, &addr, mask),
-                _ => {
-                    for (window, lanes_in) in windows(&addr, mask) {
-                        if lanes_in == 0 {
-                            continue;
-                        }
-                        let a = lanes(|i| addr[i].wrapping_sub(window));
-                        let flow = match window {
-                            0 => store_global::<B>(cx, mo, &a, lanes_in),
-                            SHARED_WINDOW => store_shared::<B>(cx, mo, &a, lanes_in),
-                            LOCAL_WINDOW => store_local::<B>(cx, mo, &a, lanes_in),
-                            _ => {
-                                let at = lanes_in.trailing_zeros();
-                                cx.fault(
-                                    at,
-                                    FaultKind::IllegalAddress,
-                                    "store to kernel parameters, which are read-only".into(),
-                                    Some(addr[at as usize]),
-                                )
-                            }
-                        };
-                        if flow == Flow::Stop {
-                            return flow;
-                        }
-                    }
-                    Flow::Next
+            let local = local_lanes(op.imm as u8, &addr, mask);
+            if local != 0 {
+                let flow = load_local::<B>(cx, mo, &addr, local);
+                if flow == Flow::Stop || local == mask {
+                    return flow;
                 }
             }
+            let mask = mask & !local;
+            let mut hosts: Hosts = [0; LANES];
+            if !hosts_of(cx, mo, op.imm as u8, &addr, mask, false, &mut hosts) {
+                return Flow::Stop;
+            }
+            load_lanes::<B>(
+                cx,
+                mo,
+                mask,
+                #[inline(always)]
+                |i| hosts[i] as *const u8,
+            );
         }
+        Flow::Next
+    }
+}
+
+/// `st`: slot 1 the address, `x` the memory form, `imm` the space.
+pub(crate) struct St<const B: usize>;
+impl<const B: usize> Exec for St<B> {
+    #[inline(always)]
+    unsafe fn run(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
+        // SAFETY: the caller's promise; the host pointers were found inside their spaces.
+        unsafe {
+            let mo = cx.prog().mem.get_unchecked(op.x as usize);
+            let addr = addresses(cx, op.s[1], mo);
+            let local = local_lanes(op.imm as u8, &addr, mask);
+            if local != 0 {
+                let flow = store_local::<B>(cx, mo, &addr, local);
+                if flow == Flow::Stop || local == mask {
+                    return flow;
+                }
+            }
+            let mask = mask & !local;
+            if cx.track_shared {
+                let v = stored::<B>(cx, mo, 0);
+                let keep = if B >= 8 { u64::MAX } else { (1 << (8 * B)) - 1 };
+                shared::write_conflict(cx, &addr, mask, B as u32 * u32::from(mo.vec), &v, keep);
+            }
+            let mut hosts: Hosts = [0; LANES];
+            if !hosts_of(cx, mo, op.imm as u8, &addr, mask, true, &mut hosts) {
+                return Flow::Stop;
+            }
+            store_lanes::<B>(
+                cx,
+                mo,
+                mask,
+                #[inline(always)]
+                |i| hosts[i] as *mut u8,
+            );
+        }
+        Flow::Next
     }
 }
 

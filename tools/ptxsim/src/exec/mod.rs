@@ -1,8 +1,8 @@
 //! The executor: one decoded instruction applied to the 32 lanes of a warp.
 //!
 //! A register is a row of 32 lanes, so that each instruction is a short loop that the compiler vectorises. Every
-//! instruction is a type that implements [`Exec`]; [`handler`] compiles it three times, for AVX-512, AVX2 and the
-//! baseline, and picks one when the program is decoded.
+//! instruction is a type that implements [`Exec`]; on x86-64 [`handler`] compiles it for AVX-512 and for AVX2 with FMA, which every
+//! machine of the last ten years has, and picks one when the program is decoded.
 
 pub(crate) mod alu;
 pub(crate) mod atomics;
@@ -89,14 +89,51 @@ unsafe fn run_avx2<E: Exec>(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
 /// The version of `E` for this machine.
 pub(crate) fn handler<E: Exec>() -> Handler {
     #[cfg(target_arch = "x86_64")]
-    match *LEVEL {
-        2 => return run_avx512::<E>,
-        1 => return run_avx2::<E>,
-        _ => {}
-    }
+    return if *LEVEL == 2 { run_avx512::<E> } else { run_avx2::<E> };
+    #[cfg(not(target_arch = "x86_64"))]
     E::run
 }
 
+/// `E` compiled once, for instructions that are rare or have nothing to vectorise.
+pub(crate) fn cold<E: Exec>() -> Handler {
+    #[cfg(target_arch = "x86_64")]
+    return run_avx2::<E>;
+    #[cfg(not(target_arch = "x86_64"))]
+    E::run
+}
+
+/// Whether this machine can run the handlers at all: x86-64 needs AVX2 and FMA.
+pub(crate) fn supported() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return *LEVEL > 0;
+    #[cfg(not(target_arch = "x86_64"))]
+    true
+}
+
+/// Declares functions that are compiled like handlers: once for each kind of machine, chosen when they are called.
+macro_rules! versions {
+    ($($(#[$doc:meta])* $vis:vis fn $name:ident($($a:ident: $t:ty),* $(,)?) -> $r:ty $body:block)*) => { $(
+        $(#[$doc])*
+        $vis fn $name($($a: $t),*) -> $r {
+            #[inline(always)]
+            fn plain($($a: $t),*) -> $r $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx2,fma,bmi1,bmi2,popcnt,lzcnt,f16c")]
+                fn avx512($($a: $t),*) -> $r { plain($($a),*) }
+                #[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt,lzcnt,f16c")]
+                fn avx2($($a: $t),*) -> $r { plain($($a),*) }
+                // SAFETY: `launch` runs nothing on a machine without the features of AVX2; those of AVX-512 are tested here.
+                unsafe { if *$crate::exec::LEVEL == 2 { avx512($($a),*) } else { avx2($($a),*) } }
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            plain($($a),*)
+        }
+    )* };
+}
+pub(crate) use versions;
+
+/// 2: AVX-512, 1: AVX2 with FMA, 0: neither.
 #[cfg(target_arch = "x86_64")]
 static LEVEL: std::sync::LazyLock<u8> = std::sync::LazyLock::new(|| {
     let avx2 = is_x86_feature_detected!("avx2")
@@ -143,6 +180,8 @@ pub(crate) struct Cx {
     /// Executions and lanes of each instruction.
     pub counts: *mut [u64; 2],
     pub counting: bool,
+    /// Whether each instruction's registers are watched for wgmma.
+    pub watch_registers: bool,
     /// Whether any shared, any global check or counter needs the shadow.
     pub track_shared: bool,
     pub track_global: bool,
@@ -186,6 +225,16 @@ impl Cx {
         unsafe {
             let p = self.preds.add(p as usize);
             *p = *p & !mask | value & mask;
+        }
+    }
+    /// The instruction is tried again later: it has not run.
+    pub fn again(&mut self, lanes: u32) {
+        self.pc -= 1;
+        if self.counting {
+            // SAFETY: the instruction that runs has counters.
+            let c = unsafe { &mut *self.counts.add(self.pc as usize) };
+            c[0] -= 1;
+            c[1] -= u64::from(lanes.count_ones());
         }
     }
     #[inline(always)]

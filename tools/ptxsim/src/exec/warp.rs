@@ -47,7 +47,7 @@ pub(crate) fn gather(cx: &mut Cx, op: &Op, mask: u32, slot: u16) -> Result<u32, 
     }
     let _ = op;
     // Others of the mask are still on their way: wait for them at this instruction.
-    cx.pc -= 1;
+    cx.again(mask);
     let pc = cx.pc;
     Err(cx.wait(Wait::Lanes { mask: first, pc, warp_barrier: false }))
 }
