@@ -2,8 +2,9 @@
 //! each a plan of its own on the CPU device.
 
 use mllmseg::checkpoint::{Checkpoint, synth};
-use mllmseg::device::cpu::Cpu;
-use mllmseg::graph::{DType, Graph, Tensor};
+use mllmseg::device::cpu::{Cpu, Memory};
+use mllmseg::dump::{Value, published};
+use mllmseg::graph::{DType, Graph, Node, Tensor};
 use mllmseg::models::llm::{self, Llm, Read, Rows};
 use mllmseg::models::mask_decoder::{self, MaskDecoder};
 use mllmseg::models::mllmseg::{Segment, States, write_rows};
@@ -12,6 +13,7 @@ use mllmseg::models::vit::{self, Vit};
 use mllmseg::models::{Binder, Bound};
 use mllmseg::plan::Plan;
 use mllmseg::reference::Precision;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -46,12 +48,34 @@ pub struct Piece {
 }
 
 impl Piece {
-    /// Writes the inputs again (they are updated in place) and runs; `seen` is called after each node.
-    pub fn run(&mut self, mut seen: impl FnMut(usize, &mllmseg::device::cpu::Memory)) {
+    /// Writes the inputs again (they are updated in place) and runs.
+    pub fn run(&mut self) {
+        self.write();
+        self.cpu.run(&self.plan, |_, _, _, _| ()).unwrap();
+    }
+
+    /// Runs; every tap, and the outputs of the nodes called in `nodes`, by name.
+    pub fn values(&mut self, nodes: &[&str]) -> BTreeMap<String, Value> {
+        self.write();
+        let mut out = BTreeMap::new();
+        let plan = &self.plan;
+        let seen = |i: usize, node: &Node, _, memory: &Memory| {
+            for t in plan.graph.taps.iter().filter(|t| t.after == i) {
+                out.insert(t.name.clone(), published(&t.value, &t.shape, t.channels_first, memory));
+            }
+            if nodes.contains(&node.name.as_str()) {
+                let y = node.op.writes()[0];
+                out.insert(node.name.clone(), published(&y.all(), &y.shape, false, memory));
+            }
+        };
+        self.cpu.run(plan, seen).unwrap();
+        out
+    }
+
+    fn write(&mut self) {
         for (t, values) in &self.inputs {
             self.cpu.write(t, values).unwrap();
         }
-        self.cpu.run(&self.plan, |i, _, _, memory| seen(i, memory)).unwrap();
     }
 }
 
@@ -80,7 +104,13 @@ impl Pieces {
         Self { vit, projector, llm, decoder, checkpoint, weights }
     }
 
-    fn piece(&self, graph: Graph, states: States, inputs: Vec<(Tensor, Vec<f32>)>, precision: Precision) -> Piece {
+    fn piece(
+        &self,
+        graph: Graph,
+        states: States,
+        inputs: Vec<(Tensor, Vec<f32>)>,
+        precision: Precision,
+    ) -> Piece {
         let mut cpu = Cpu::new(self.weights.clone(), precision);
         states.tensors.iter().for_each(|t| cpu.allocate(t).unwrap());
         Piece { plan: Plan::new(graph, 4).unwrap(), cpu, inputs }
@@ -103,7 +133,8 @@ impl Pieces {
         let rows = Rows::new(t, 1, &mut |name, dtype, shape| states.make(name, dtype, shape));
         llm::layers(&mut g, &self.llm, &config.llm_config, &rows, h.clone(), &kv, Read::All).unwrap();
         let mut piece = self.piece(g, states, vec![(h, input("llm_layer", t * 4096, 1.5))], precision);
-        write_rows(&mut piece.cpu, &rows, &vec![0; t], &[Segment { rows: (0, t), seen: [(0, 0); 2], kv: 0 }]).unwrap();
+        write_rows(&mut piece.cpu, &rows, &vec![0; t], &[Segment { rows: (0, t), seen: [(0, 0); 2], kv: 0 }])
+            .unwrap();
         piece
     }
 

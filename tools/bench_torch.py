@@ -1,0 +1,195 @@
+"""The real-width pieces in PyTorch and in this engine, turn by turn on one machine: a record for benches/records/.
+
+    python3 -m venv target/torch && target/torch/bin/pip install torch==2.5.1 numpy
+    cargo bench --bench pieces --no-run
+    target/torch/bin/python tools/bench_torch.py [--rounds 3] [--record benches/records/NAME.json]
+
+The PyTorch side computes what the published code computes, with torch's own layers and random weights: eager attention, every
+expression through the whole mask decoder. Each round runs PyTorch's pieces, then the engine's; the medians over the rounds are compared.
+"""
+import argparse
+import datetime
+import glob
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+class VitLayer(nn.Module):
+    """x (1, T, C) -> (1, T, C), 16 heads."""
+
+    def __init__(self, c=1024, f=4096, heads=16):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(c, eps=1e-6), nn.LayerNorm(c, eps=1e-6)
+        self.qkv, self.proj = nn.Linear(c, 3 * c), nn.Linear(c, c)
+        self.fc1, self.fc2 = nn.Linear(c, f), nn.Linear(f, c)
+        self.ls1, self.ls2 = nn.Parameter(torch.full((c,), 0.5)), nn.Parameter(torch.full((c,), 0.5))
+
+    def forward(self, x):
+        b, t, c = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(b, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        a = ((q * (c // self.heads) ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
+        x = x + self.proj((a @ v).transpose(1, 2).reshape(b, t, c)) * self.ls1
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x)))) * self.ls2
+
+
+class LlmLayer(nn.Module):
+    """x (1, T, H) -> (1, T, H), 32 query and 8 K/V heads of 128, causal."""
+
+    def __init__(self, h=4096, f=14336, heads=32, kv=8):
+        super().__init__()
+        self.heads, self.kv, self.hd = heads, kv, h // heads
+        self.norm1, self.norm2 = nn.Parameter(torch.ones(h)), nn.Parameter(torch.ones(h))
+        self.wqkv, self.wo = nn.Linear(h, (heads + 2 * kv) * self.hd, bias=False), nn.Linear(h, h, bias=False)
+        self.w1, self.w3, self.w2 = (nn.Linear(a, b, bias=False) for a, b in ((h, f), (h, f), (f, h)))
+
+    @staticmethod
+    def norm(x, w):
+        y = x.float()
+        return w * (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-5)).to(x.dtype)
+
+    def forward(self, x):
+        b, t, h = x.shape
+        g = self.heads // self.kv
+        qkv = self.wqkv(self.norm(x, self.norm1)).view(b, t, self.kv, g + 2, self.hd)
+        q, k, v = qkv[..., :g, :].reshape(b, t, self.heads, self.hd), qkv[..., g, :], qkv[..., g + 1, :]
+        freq = 1.0 / 1e6 ** (torch.arange(0, self.hd, 2) / self.hd)
+        angle = torch.outer(torch.arange(t), freq).repeat(1, 2)
+        cos, sin = angle.cos().to(x.dtype)[:, None], angle.sin().to(x.dtype)[:, None]
+        turn = lambda y: y * cos + torch.cat((-y[..., self.hd // 2 :], y[..., : self.hd // 2]), -1) * sin
+        q, k = turn(q).transpose(1, 2), turn(k).transpose(1, 2).repeat_interleave(g, 1)
+        v = v.transpose(1, 2).repeat_interleave(g, 1)
+        scores = q @ k.transpose(2, 3) / self.hd**0.5 + torch.full((t, t), float("-inf"), dtype=x.dtype).triu(1)
+        x = x + self.wo((scores.float().softmax(-1).to(x.dtype) @ v).transpose(1, 2).reshape(b, t, h))
+        n = self.norm(x, self.norm2)
+        return x + self.w2(F.silu(self.w1(n)) * self.w3(n))
+
+
+class MaskDecoder(nn.Module):
+    """f_vit (1, 1024, D), f_llm (1, 256, H), t (Q, 1, H) -> (Q, 1, 448, 448); everything once an expression, as published."""
+
+    def __init__(self, d=1024, h=4096):
+        super().__init__()
+        layer = lambda: nn.TransformerDecoder(nn.TransformerDecoderLayer(d, 8, d, 0.0, batch_first=True), 1, nn.LayerNorm(d))
+        self.img_llm_down, self.text_down = nn.Linear(h, d), nn.Linear(h, d)
+        self.v2l, self.vl = layer(), layer()
+        self.offset, self.text_out_adapter = nn.Conv2d(d, 32, 1), nn.Linear(3 * d, d)
+        self.conv1 = nn.Sequential(nn.Conv2d(d, 196, 3, padding=1), nn.BatchNorm2d(196), nn.ReLU())
+        self.conv2 = nn.Conv2d(1, 1, 5, padding=2)
+
+    def upsample(self, x):
+        """(B, D, 16, 16) -> (B, D, 32, 32), DySample with 4 groups."""
+        b, d, r, s = x.shape
+        offset = (self.offset(x) * 0.25).view(b, 2, 4, 4, r, s)
+        offset = F.pixel_shuffle(offset.reshape(b * 8, 4, r, s), 2).view(b, 2, 4, 2 * r, 2 * s).transpose(1, 2)
+        grid = torch.stack(torch.meshgrid(torch.arange(2 * s), torch.arange(2 * r), indexing="xy")).to(x.dtype)
+        at = (grid + 0.5) / 2 + offset
+        at = (2 * at / torch.tensor([s, r], dtype=x.dtype).view(2, 1, 1) - 1).permute(0, 1, 3, 4, 2).reshape(b * 4, 2 * r, 2 * s, 2)
+        y = F.grid_sample(x.reshape(b * 4, d // 4, r, s), at, "bilinear", "border", False)
+        return y.view(b, d, 2 * r, 2 * s)
+
+    def forward(self, f_vit, f_llm, t):
+        q = t.shape[0]
+        f_vit, f_llm = f_vit.expand(q, -1, -1), f_llm.expand(q, -1, -1)
+        f16, t = self.img_llm_down(f_llm), self.text_down(t)
+        v2l = self.v2l(f_vit, f16)
+        up = self.upsample(f16.transpose(1, 2).reshape(q, -1, 16, 16)).flatten(2).transpose(1, 2)
+        y = self.vl(self.text_out_adapter(torch.cat((v2l, f_vit, up), -1)), t)
+        p = self.conv1(y.transpose(1, 2).reshape(q, -1, 32, 32))
+        m = p.view(q, 14, 14, 32, 32).permute(0, 3, 1, 4, 2).reshape(q, 1, 448, 448)
+        return self.conv2(m).sigmoid()
+
+
+def torch_pieces(dtype):
+    """name -> median of five runs, ms"""
+    torch.manual_seed(1)
+    mlp1 = nn.Sequential(nn.LayerNorm(4096), nn.Linear(4096, 4096), nn.GELU(), nn.Linear(4096, 4096))
+    decoder = MaskDecoder()
+    f_vit, f_llm = torch.randn(1, 1024, 1024), torch.randn(1, 256, 4096)
+    pieces = {
+        "vit_layer_1025": (VitLayer(), (torch.randn(1, 1025, 1024),)),
+        "llm_layer_320": (LlmLayer(), (torch.randn(1, 320, 4096),)),
+        "mlp1": (mlp1, (torch.randn(256, 4096),)),
+        "res_decoder_1q": (decoder, (f_vit, f_llm, torch.randn(1, 1, 4096))),
+        "res_decoder_3q": (decoder, (f_vit, f_llm, torch.randn(3, 1, 4096))),
+    }
+    out = {}
+    for name, (module, inputs) in pieces.items():
+        module, inputs = module.eval().to(dtype), [x.to(dtype) for x in inputs]
+        times = []
+        with torch.no_grad():
+            for _ in range(6):
+                start = time.perf_counter()
+                module(*inputs)
+                times.append((time.perf_counter() - start) * 1e3)
+        out[name] = statistics.median(times[1:])
+    return out
+
+
+def engine_pieces(binary):
+    """(name, precision) -> median ms"""
+    text = subprocess.run([binary, "--bench"], check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    return {(r["piece"], r["precision"]): r["median_ms"] for r in map(json.loads, text.splitlines())}
+
+
+def cpu_name():
+    with open("/proc/cpuinfo") as f:
+        return next((line.split(":")[1].strip() for line in f if line.startswith("model name")), platform.processor())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--record")
+    args = parser.parse_args()
+    threads = len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    built = [f for f in glob.glob(f"{ROOT}/target/release/deps/pieces-*") if not f.endswith(".d")]
+    if not built:
+        raise SystemExit("target/release/deps/pieces-*: expected the bench's program (cargo bench --bench pieces --no-run), found none")
+    binary = max(built, key=os.path.getmtime)
+    rounds = []
+    for _ in range(args.rounds):
+        times = {("torch", "f32"): torch_pieces(torch.float32), ("torch", "bf16"): torch_pieces(torch.bfloat16)}
+        for (name, precision), ms in engine_pieces(binary).items():
+            times.setdefault(("engine", precision), {})[name] = ms
+        rounds.append(times)
+    rows = []
+    for name in rounds[0]["torch", "f32"]:
+        row = {"piece": name}
+        for key in sorted({k for r in rounds for k in r}):
+            row["_".join(key) + "_ms"] = round(statistics.median(r[key][name] for r in rounds), 1)
+        row["torch_over_engine_f32"] = round(row["torch_f32_ms"] / row["engine_f32_ms"], 2)
+        best = row.get("engine_bf16_ms", row["engine_f32_ms"])
+        row["torch_over_engine_bf16"] = round(row["torch_bf16_ms"] / best, 2)
+        rows.append(row)
+        print(row)
+    record = {
+        "what": "real-width pieces, PyTorch and engine turn by turn, medians",
+        "date": datetime.date.today().isoformat(),
+        "cpu": cpu_name(),
+        "threads": threads,
+        "avx512_bf16": ("engine", "bf16") in rounds[0],
+        "torch": torch.__version__,
+        "load_average": os.getloadavg(),
+        "rounds": args.rounds,
+        "pieces": rows,
+    }
+    if args.record:
+        with open(args.record, "w") as f:
+            json.dump(record, f, indent=1)
+            f.write("\n")
+
+
+if __name__ == "__main__":
+    main()
