@@ -429,12 +429,15 @@ impl Block {
         // SAFETY: `cx` now describes this warp, whose register file was sized for the program; the program's slots were
         // allocated inside it by the decoder, and `pc` stays inside the program because every path ends in `exit`.
         unsafe { interpret(cx) }
-        super::bulk::drain(cx);
+        let landed = super::bulk::drain(cx);
         let warp = &mut self.warps[w];
         let frag = Frag { pc: cx.pc, mask: cx.mask, node: cx.node, frame: cx.frame, state: State::Ready };
         match std::mem::replace(&mut cx.stop, Stop::Gone) {
             Stop::Wait(wait) => {
-                warp.frags.push(Frag { state: State::Waiting(wait), ..frag });
+                // What just landed may be what it waits for: then it looks again.
+                let again = landed && matches!(wait, Wait::Mbarrier { .. });
+                let state = if again { State::Ready } else { State::Waiting(wait) };
+                warp.frags.push(Frag { state, ..frag });
                 if let Wait::Lanes { .. } = wait {
                     super::warp::release_lanes(warp);
                 }

@@ -306,8 +306,9 @@ fn range(cx: &mut Cx, lane: u32, at: u64, bytes: u32, writes: bool) -> Option<*m
     Some(at.wrapping_add(region.delta) as *mut u8)
 }
 
-/// Makes the copies to shared memory that fragments have issued.
-pub(crate) fn drain(cx: &mut Cx) {
+/// Makes the copies to shared memory that fragments have issued; whether there were any.
+pub(crate) fn drain(cx: &mut Cx) -> bool {
+    let any = !cx.worker().bulk.is_empty();
     while !cx.worker().bulk.is_empty() {
         let list = std::mem::take(&mut cx.worker().bulk);
         for p in list {
@@ -315,12 +316,13 @@ pub(crate) fn drain(cx: &mut Cx) {
             let stop = cx.stop.clone();
             if !load(cx, &p) {
                 cx.pc = pc;
-                return;
+                return any;
             }
             cx.stop = stop;
             cx.pc = pc;
         }
     }
+    any
 }
 
 fn load(cx: &mut Cx, p: &PendingLoad) -> bool {
