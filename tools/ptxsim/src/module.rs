@@ -226,7 +226,7 @@ impl LoadedModule {
             .iter()
             .flat_map(|f| f.vars.iter().map(move |v| (format!("{}.{}", f.name, v.name), v)));
         let vars = ast.vars.iter().map(|v| (v.name.clone(), v)).chain(of_functions);
-        let mut allocate = || -> Result<()> {
+        let allocate = || -> Result<()> {
             for (name, v) in vars.filter(|(_, v)| matches!(v.space, Space::Global | Space::Const)) {
                 if v.external && v.bytes == 0 {
                     continue;

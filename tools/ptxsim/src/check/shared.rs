@@ -272,6 +272,42 @@ impl SharedShadow {
         found
     }
 
+    /// Touches 16 bytes a lane; answers the lanes that need a closer look, for which nothing was done.
+    #[inline(always)]
+    fn quads(&mut self, w: usize, at: &[u32; 32], mask: u32, touch: Touch, pc: u32) -> u32 {
+        let (floor, segment, w) = (self.floor[w], self.segment[w], w as u32);
+        let mut odd = 0;
+        for l in 0..32 {
+            if mask >> l & 1 == 0 {
+                continue;
+            }
+            let g = at[l] as usize / 4;
+            let quad = |v: &mut [u32]| -> *mut [u32; 4] { v[g..g + 4].as_mut_ptr().cast() };
+            let (writes, write_pc, read_pc) =
+                (quad(&mut self.writes), quad(&mut self.write_pc), quad(&mut self.read_pc));
+            let reads: *mut [u64; 4] = self.reads[g..g + 4].as_mut_ptr().cast();
+            // SAFETY: the four slices were just found to have four elements from `g` on.
+            let (writes, reads) = unsafe { (&mut *writes, &mut *reads) };
+            let bad = match touch {
+                Touch::Read => read_quad(writes, reads, w, floor, segment),
+                Touch::Write => write_quad(writes, reads, w, floor, segment << STAMP_SHIFT | w << 8 | 0xff),
+                Touch::Issue => write_quad(writes, reads, w, floor, FLIGHT << STAMP_SHIFT | w << 8 | 0xff),
+                Touch::Land => {
+                    *writes = [segment << STAMP_SHIFT | w << 8 | 0xff; 4];
+                    continue;
+                }
+                Touch::Atomic | Touch::AsyncRead => true,
+            };
+            if bad {
+                odd |= 1 << l;
+            } else {
+                // SAFETY: as above.
+                unsafe { *if touch == Touch::Read { read_pc } else { write_pc } = [pc; 4] };
+            }
+        }
+        odd
+    }
+
     /// One granule, byte by byte.
     #[inline(never)]
     fn granule(&mut self, w: usize, g: usize, mask: u32, touch: Touch, pc: u32) -> Option<Bad> {
@@ -336,6 +372,50 @@ impl SharedShadow {
         self.reads[g] = 0;
         bad
     }
+}
+
+/// [`read_range`] of four granules.
+#[inline(always)]
+fn read_quad(writes: &[u32; 4], reads: &mut [u64; 4], w: u32, floor: u32, segment: u32) -> bool {
+    let limit = ((floor + 1) << STAMP_SHIFT).wrapping_sub(1);
+    let mut odd = 0u32;
+    for &x in writes {
+        let own = (x >> 8 & 31 == w) & (x >> STAMP_SHIFT != FLIGHT);
+        odd |= u32::from((x & 0xf != 0xf) | !((x <= limit) | own));
+    }
+    if odd != 0 {
+        return true;
+    }
+    let mine = 1 << (32 + w) | u64::from(segment) << 8 | 0xf;
+    let all = [mine; 4];
+    if *reads == all {
+        return false;
+    }
+    for r in reads {
+        let stale = (*r >> 8) & 0xff_ffff <= u64::from(floor);
+        *r = if stale { mine } else { *r | 1 << (32 + w) | 0xf };
+    }
+    false
+}
+
+/// [`write_range`] of four granules.
+#[inline(always)]
+fn write_quad(writes: &mut [u32; 4], reads: &mut [u64; 4], w: u32, floor: u32, new: u32) -> bool {
+    let limit = ((floor + 1) << STAMP_SHIFT).wrapping_sub(1);
+    let me = 1u64 << w;
+    let mut odd = 0u32;
+    for i in 0..4 {
+        let (x, r) = (writes[i], reads[i]);
+        let own = (x >> 8 & 31 == w) & (x >> STAMP_SHIFT != FLIGHT);
+        let stale = (r >> 8) & 0xff_ffff <= u64::from(floor);
+        odd |= u32::from(!((x <= limit) | own) | !(stale | (r >> 32 == me)));
+    }
+    if odd != 0 {
+        return true;
+    }
+    *writes = [new; 4];
+    *reads = [0; 4];
+    false
 }
 
 /// Reads of whole granules; true if any needs a closer look (nothing is changed for it then).
@@ -429,7 +509,8 @@ pub(crate) fn access_at(
             return;
         }
     }
-    let mut m = mask;
+    let shadow = &mut cx.block().shadow;
+    let mut m = if bytes == 16 { shadow.quads(w, at, mask, touch, pc) } else { mask };
     while m != 0 {
         let l = m.trailing_zeros();
         m &= m - 1;
@@ -538,6 +619,12 @@ pub(crate) fn write_conflict(
 #[inline(never)]
 fn conflict_among(cx: &mut Cx, at: &[u64; 32], mask: u32, values: &[u64; 32], keep: u64) {
     if !cx.check(SHARED_RACE) {
+        return;
+    }
+    let mut sorted = [u64::MAX; 32];
+    (0..32).filter(|l| mask >> l & 1 != 0).for_each(|l| sorted[l] = at[l]);
+    sorted.sort_unstable();
+    if sorted[..mask.count_ones() as usize].windows(2).all(|w| w[0] != w[1]) {
         return;
     }
     let mut m = mask;

@@ -92,7 +92,7 @@ impl Decoder<'_> {
             Some(Operand::List(l)) => l.clone(),
             _ => Vec::new(),
         };
-        let mut cells = |d: &mut Self, list: &[Operand]| -> Result<Vec<(u32, u32)>> {
+        let cells = |d: &mut Self, list: &[Operand]| -> Result<Vec<(u32, u32)>> {
             list.iter()
                 .map(|o| match o {
                     Operand::Var(v, 0) => {

@@ -161,7 +161,7 @@ impl Decoder<'_> {
 
     fn load(&mut self, m: &mut Mods, inst: &Inst) -> Result<()> {
         let named = space_of(m);
-        let (strong, acquire, release) = order(m);
+        let (strong, acquire, _) = order(m);
         hints(m);
         let vec = Self::vector(m);
         let ty = m.ty()?;
@@ -191,8 +191,6 @@ impl Decoder<'_> {
             signed: ty.is_signed(),
             wide,
             strong,
-            acquire,
-            release,
             reg_wide,
             regs: 0,
         };
@@ -230,7 +228,7 @@ impl Decoder<'_> {
             return Err(m.unknown("asynchronous stores"));
         }
         let named = space_of(m);
-        let (strong, acquire, release) = order(m);
+        let (strong, _, release) = order(m);
         hints(m);
         let vec = Self::vector(m);
         let ty = m.ty()?;
@@ -262,8 +260,6 @@ impl Decoder<'_> {
             signed: false,
             wide,
             strong,
-            acquire,
-            release,
             reg_wide,
             regs: 0,
         };
@@ -333,8 +329,6 @@ impl Decoder<'_> {
             vec: vec as u8,
             wide,
             strong: true,
-            acquire,
-            release,
             ..MemOp::default()
         });
         let mut list = Vec::new();

@@ -75,6 +75,8 @@ pub(crate) struct Warp {
     pub preds: Vec<u32>,
     /// Local memory, word `w` of lane `l` at `32*w + l`.
     pub local: Vec<u32>,
+    /// Bytes of each local word that were written, where that is checked.
+    pub local_init: Vec<u8>,
     pub tid: [Row; 3],
     /// Lanes that exist.
     pub valid: u32,
@@ -103,6 +105,7 @@ impl Warp {
             rows: Vec::new(),
             preds: Vec::new(),
             local: Vec::new(),
+            local_init: Vec::new(),
             tid: [[0; LANES]; 3],
             valid: 0,
             exited: 0,
@@ -129,6 +132,8 @@ impl Warp {
         self.preds[0] = u32::MAX;
         self.local.clear();
         self.local.resize(prog.local_bytes.div_ceil(4) as usize * LANES, 0);
+        self.local_init.clear();
+        self.local_init.resize(self.local.len(), 0);
         self.valid = 0;
         for l in 0..LANES as u32 {
             let t = index * 32 + l;

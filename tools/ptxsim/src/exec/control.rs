@@ -168,7 +168,7 @@ impl Exec for Ret {
             restore(warp, layout, &saved, mask);
             warp.frames[frame as usize].saved = Some(saved);
         }
-        copy_in(&mut warp.local, &call.results, &cells, mask);
+        copy_in(&mut warp.local, &mut warp.local_init, &call.results, &cells, mask);
         warp.nodes[at as usize].arrived |= mask;
         if rest != 0 {
             cx.mask = rest;
@@ -187,7 +187,7 @@ fn copy_out(local: &[u32], cells: &[(u32, u32)]) -> Vec<u32> {
     cells.iter().flat_map(|c| local[words(c)].iter().copied()).collect()
 }
 /// Writes words that [`copy_out`] read into cells, lanes of the mask only; cells past the end of the words are left alone.
-fn copy_in(local: &mut [u32], cells: &[(u32, u32)], words: &[u32], mask: u32) {
+fn copy_in(local: &mut [u32], init: &mut [u8], cells: &[(u32, u32)], words: &[u32], mask: u32) {
     let mut from = words.chunks_exact(LANES);
     for &(at, bytes) in cells {
         for w in at / 4..(at + bytes).div_ceil(4) {
@@ -195,6 +195,7 @@ fn copy_in(local: &mut [u32], cells: &[(u32, u32)], words: &[u32], mask: u32) {
             for l in 0..LANES {
                 if mask >> l & 1 != 0 {
                     local[w as usize * LANES + l] = row[l];
+                    init[w as usize * LANES + l] = 0xf;
                 }
             }
         }
@@ -315,7 +316,7 @@ fn enter(cx: &mut Cx, call: u32, function: u32, mask: u32) -> Flow {
     }
     let args = copy_out(&warp.local, &prog.calls[call as usize].args);
     let saved = again.then(|| save(warp, layout));
-    copy_in(&mut warp.local, &layout.params, &args, mask);
+    copy_in(&mut warp.local, &mut warp.local_init, &layout.params, &args, mask);
     let new = warp.free_frames.pop().unwrap_or(warp.frames.len() as u32);
     // Lanes that do not call wait at the return.
     let at = warp.new_node(Node { rpc: back, arrived: rest, pending: 1, parent: node, frame, callee: new });

@@ -222,24 +222,34 @@ fn land(cx: &mut Cx, which: impl Fn(&Pending) -> u32) {
 #[inline(always)]
 fn land_one(cx: &mut Cx, p: &Pending, now: u32) {
     let n = usize::from(p.bytes);
-    for i in 0..LANES {
-        if now >> i & 1 != 0 {
-            let (rank, at) = super::memory::shared_place(cx, u64::from(p.at[i]));
-            let base =
-                if rank == cx.block().rank { Some(cx.shared) } else { cx.peer_shared(rank).map(|b| b.0) };
-            let Some(base) = base else { continue };
-            // SAFETY: source and destination were checked when the copy was issued; the launch keeps allocations alive
-            // and shared memory does not change its size while a block runs.
-            unsafe {
-                let to = base.add(at as usize);
-                let from = p.source[i] as *const u8;
-                let used = usize::from(p.used[i]);
-                if used == n && n == 16 {
-                    to.cast::<[u8; 16]>().write(from.cast::<[u8; 16]>().read());
+    let near = bits(
+        #[inline(always)]
+        |i| p.at[i] < super::memory::CLUSTER,
+    ) & now;
+    let whole = bits(
+        #[inline(always)]
+        |i| p.used[i] == 16,
+    ) & near;
+    // SAFETY: sources and destinations were checked when the copy was issued; the launch keeps allocations alive, and
+    // shared memory does not change its size while a block runs.
+    unsafe {
+        if whole == u32::MAX {
+            for i in 0..LANES {
+                let to = cx.shared.add(p.at[i] as usize).cast::<[u8; 16]>();
+                to.write(*(p.source[i] as *const [u8; 16]));
+            }
+        } else {
+            for i in (0..LANES).filter(|i| now >> i & 1 != 0) {
+                let to = if near >> i & 1 != 0 {
+                    cx.shared.add(p.at[i] as usize)
                 } else {
-                    std::ptr::copy_nonoverlapping(from, to, used);
-                    std::ptr::write_bytes(to.add(used), 0, n - used);
-                }
+                    let (rank, at) = super::memory::shared_place(cx, u64::from(p.at[i]));
+                    let Some((base, _)) = cx.peer_shared(rank) else { continue };
+                    base.add(at as usize)
+                };
+                let used = usize::from(p.used[i]);
+                std::ptr::copy_nonoverlapping(p.source[i] as *const u8, to, used);
+                std::ptr::write_bytes(to.add(used), 0, n - used);
             }
         }
     }
@@ -247,6 +257,6 @@ fn land_one(cx: &mut Cx, p: &Pending, now: u32) {
     b.in_flight = b.in_flight.saturating_sub(n as u64 * u64::from(now.count_ones()));
     if cx.track_shared {
         let rank = cx.block().rank;
-        shared::access_at(cx, p.pc, rank, &p.at, now, n as u32, shared::Touch::Land);
+        shared::access_at(cx, p.pc, rank, &p.at, near, n as u32, shared::Touch::Land);
     }
 }

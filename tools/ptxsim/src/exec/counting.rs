@@ -5,7 +5,7 @@
 //! served by half warps, of 16 by quarter warps (CUDA C++ Best Practices Guide, "Coalesced Access to Global Memory", "Shared
 //! Memory and Memory Banks").
 
-use super::{Cx, LANES, bits};
+use super::{Cx, LANES};
 
 /// Traffic of one instruction, added up.
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,22 +52,35 @@ pub(crate) fn coalesce(addr: &[u64; LANES], mask: u32, size: u32) -> (u64, u64) 
         let last = addr[0].wrapping_add(32 * size - 1);
         return ((last >> 5).wrapping_sub(addr[0] >> 5) + 1, 32 * size);
     }
+    if mask == u32::MAX {
+        let (mut falls, mut sectors, mut places) = (0u64, 1u64, 1u64);
+        for l in 1..LANES {
+            falls += u64::from(addr[l] < addr[l - 1]);
+            sectors += u64::from(addr[l] >> 5 != addr[l - 1] >> 5);
+            places += u64::from(addr[l] != addr[l - 1]);
+        }
+        if falls == 0 {
+            return (sectors, places * size);
+        }
+    }
     scattered(addr, mask, size)
 }
 
 #[inline(never)]
 fn scattered(addr: &[u64; LANES], mask: u32, size: u64) -> (u64, u64) {
-    let distinct = |shift: u32| {
-        let mut left = mask;
-        let mut n = 0;
-        while left != 0 {
-            let a = addr[left.trailing_zeros() as usize] >> shift;
-            left &= !bits(|i| addr[i] >> shift == a);
+    let mut sorted = [0u64; LANES];
+    let mut n = 0;
+    for l in 0..LANES {
+        if mask >> l & 1 != 0 {
+            sorted[n] = addr[l];
             n += 1;
         }
-        n
-    };
-    (distinct(5), distinct(0) * size)
+    }
+    let sorted = &mut sorted[..n];
+    sorted.sort_unstable();
+    let changes =
+        |shift: u32| 1 + sorted.windows(2).filter(|w| w[0] >> shift != w[1] >> shift).count() as u64;
+    (changes(5), changes(0) * size)
 }
 
 /// Counts a shared request of `size` bytes a lane.

@@ -22,7 +22,7 @@ pub(crate) fn ftz<const FTZ: bool>(x: f32) -> f32 {
 /// Result with `.ftz`, `.sat` and the canonical NaN.
 #[inline(always)]
 fn done<const FTZ: bool, const SAT: bool>(x: f32) -> f32 {
-    if SAT { sat(x) } else { ftz::<FTZ>(canonical(x)) }
+    if SAT { sat(ftz::<FTZ>(x)) } else { ftz::<FTZ>(canonical(x)) }
 }
 #[inline(always)]
 fn sat(x: f32) -> f32 {

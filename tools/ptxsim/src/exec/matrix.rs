@@ -35,24 +35,26 @@ impl Exec for MmaOp {
         }
         // SAFETY: the decoder allocated all slots; nothing writes them while these references live.
         unsafe {
-            let row = |s: u16| &*cx.slot(s).cast::<Row>();
-            let zero: &Row = &[0; LANES];
-            let mut a = [zero; 8];
-            let mut b = [zero; 4];
-            let mut c = [zero; 8];
-            let (mut k, mut d) = (regs.d, [[0u32; LANES]; 8]);
-            for r in &mut a[..regs.a] {
-                *r = row(slots[k]);
-                k += 1;
+            let row = |k: usize| &*cx.slot(*slots.get_unchecked(k)).cast::<Row>();
+            if (regs.d, regs.a, regs.b) == (4, 4, 2) {
+                let mut d = [[0u32; LANES]; 4];
+                mma.run(
+                    &mut d,
+                    &[row(4), row(5), row(6), row(7)],
+                    &[row(8), row(9)],
+                    &[row(10), row(11), row(12), row(13)],
+                );
+                for (i, r) in d.iter().enumerate() {
+                    U32::put(cx, slots[i], *r, mask);
+                }
+                return Flow::Next;
             }
-            for r in &mut b[..regs.b] {
-                *r = row(slots[k]);
-                k += 1;
-            }
-            for r in &mut c[..regs.c] {
-                *r = row(slots[k]);
-                k += 1;
-            }
+            let rows = |from: usize, n: usize| -> [&Row; 8] {
+                std::array::from_fn(|i| row(from + if i < n { i } else { 0 }))
+            };
+            let (a, b, c) =
+                (rows(regs.d, regs.a), rows(regs.d + regs.a, regs.b), rows(regs.d + regs.a + regs.b, regs.c));
+            let mut d = [[0u32; LANES]; 8];
             mma.run(&mut d[..regs.d], &a[..regs.a], &b[..regs.b], &c[..regs.c]);
             for (i, r) in d[..regs.d].iter().enumerate() {
                 U32::put(cx, slots[i], *r, mask);
@@ -116,6 +118,23 @@ impl Exec for LdMatrix {
             let mut hosts: Hosts = [0; LANES];
             if !shared_hosts(cx, &addr, rows, 16, shared::Touch::Read, &mut hosts) {
                 return Flow::Stop;
+            }
+            if rows == u32::MAX {
+                // Every row of four matrices: straight into registers.
+                for k in 0..4 {
+                    let m: [[u32; 4]; 8] = super::array(
+                        #[inline(always)]
+                        |r| (hosts[8 * k + r] as *const [u32; 4]).read_unaligned(),
+                    );
+                    let d = *cx.prog().extra.get_unchecked(mo.regs as usize + k);
+                    let row: Row = if op.imm >> 8 & 1 != 0 {
+                        transpose(&m)
+                    } else {
+                        std::mem::transmute::<[[u32; 4]; 8], Row>(m)
+                    };
+                    U32::put(cx, d, row, mask);
+                }
+                return Flow::Next;
             }
             let mut out = [[[0u32; 4]; 8]; 4];
             for l in 0..8 * n as usize {

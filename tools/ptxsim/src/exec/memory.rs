@@ -437,6 +437,22 @@ unsafe fn load_local<const B: usize>(cx: &mut Cx, mo: &MemOp, addr: &[u64; LANES
         if let Err(flow) = local_bytes(cx, addr, mask, B as u32 * u32::from(mo.vec)) {
             return flow;
         }
+        let size = B * usize::from(mo.vec);
+        if cx.check(crate::check::UNINIT) {
+            let init = &cx.warp().local_init;
+            let unwritten = |i: usize| {
+                (0..size).find(|k| {
+                    init[(addr[i] as usize + k) / 4 * LANES + i] >> ((addr[i] as usize + k) % 4) & 1 == 0
+                })
+            };
+            let bad = (0..LANES)
+                .filter(|i| mask >> i & 1 != 0)
+                .find_map(|i| unwritten(i).map(|k| (i, addr[i] + k as u64)));
+            if let Some((lane, at)) = bad {
+                let m = format!("reads local byte {at:#x}, which the thread never wrote");
+                cx.report(lane as u32, crate::ReportKind::UninitLocal, m, Some(at), None);
+            }
+        }
         let mut buffer = [[0u32; 8]; LANES];
         let words = (B * usize::from(mo.vec)).div_ceil(4);
         for i in 0..LANES {
@@ -458,6 +474,12 @@ unsafe fn store_local<const B: usize>(cx: &mut Cx, mo: &MemOp, addr: &[u64; LANE
         let addr = &lanes(|i| addr[i] & 0xffff_ffff);
         if let Err(flow) = local_bytes(cx, addr, mask, B as u32 * u32::from(mo.vec)) {
             return flow;
+        }
+        let init = &mut cx.warp().local_init;
+        for i in (0..LANES).filter(|i| mask >> i & 1 != 0) {
+            for b in addr[i] as usize..addr[i] as usize + B * usize::from(mo.vec) {
+                init[b / 4 * LANES + i] |= 1 << (b % 4);
+            }
         }
         for k in 0..usize::from(mo.vec) {
             let v = stored::<B>(cx, mo, k);
@@ -741,6 +763,7 @@ pub(crate) fn printf(cx: &mut Cx, call: &Call, mask: u32) -> Flow {
         if let Some(&result) = call.results.first() {
             // SAFETY: the cell is inside the warp's local memory.
             unsafe { *cx.local.add(result.0 as usize / 4 * LANES + lane) = count };
+            cx.warp().local_init[result.0 as usize / 4 * LANES + lane] = 0xf;
         }
     }
     Flow::Next

@@ -268,6 +268,18 @@ pub(crate) fn lanes<T: Copy>(mut f: impl FnMut(usize) -> T) -> [T; LANES] {
     unsafe { out.assume_init() }
 }
 
+/// As [`lanes`] for any length.
+#[inline(always)]
+pub(crate) fn array<T: Copy, const N: usize>(mut f: impl FnMut(usize) -> T) -> [T; N] {
+    let mut out = std::mem::MaybeUninit::<[T; N]>::uninit();
+    for i in 0..N {
+        // SAFETY: `i` is inside the array.
+        unsafe { out.as_mut_ptr().cast::<T>().add(i).write(f(i)) };
+    }
+    // SAFETY: every element was written.
+    unsafe { out.assume_init() }
+}
+
 /// The bits of a condition, lane by lane.
 #[inline(always)]
 pub(crate) fn bits(mut f: impl FnMut(usize) -> bool) -> u32 {
