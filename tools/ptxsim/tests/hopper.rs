@@ -231,3 +231,90 @@ fn wmma_matches_a_triple_loop() {
         assert_eq!(got, want, "{kernel}");
     }
 }
+
+/// The sm_90 forms that well-known public kernels use, each once.
+const FORMS: &str = r#".version 9.0
+.target sm_90a
+.address_size 64
+.visible .entry forms(.param .align 64 .b8 map[128], .param .u64 p) {
+    .reg .pred %p<4>;
+    .reg .b16 %h<2>;
+    .reg .b32 %r<8>;
+    .reg .f32 %f<40>;
+    .reg .b64 %rd<8>;
+    .shared .align 1024 .b8 s[4096];
+    mbarrier.init.shared::cta.b64 [%r0], 1;
+    mbarrier.init.shared.b64 [%r0], %r1;
+    mbarrier.inval.shared::cta.b64 [%r0];
+    mbarrier.arrive.shared::cta.b64 %rd0, [%r0];
+    mbarrier.arrive.shared::cta.b64 _, [%r0], 2;
+    mbarrier.arrive.release.cta.shared::cta.b64 _, [%r0];
+    mbarrier.arrive.shared::cluster.b64 _, [%r0];
+    mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%r0];
+    mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r0], 512;
+    mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 %rd0, [%r0], %r1;
+    mbarrier.expect_tx.shared::cta.b64 [%r0], %r1;
+    mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%r0], %r1;
+    mbarrier.test_wait.shared::cta.b64 %p0, [%r0], %rd0;
+    mbarrier.test_wait.parity.shared::cta.b64 %p0, [%r0], %r1;
+    mbarrier.try_wait.parity.shared::cta.b64 %p0, [%r0], %r1;
+    mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 %p0, [%r0], %r1;
+    mbarrier.try_wait.parity.shared::cta.b64 %p0, [%r0], %r1, %r2;
+    cp.async.mbarrier.arrive.shared::cta.b64 [%r0];
+    cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%r0];
+    cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r0], [%rd1], %r1, [%r2];
+    cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%r0], [%rd1], %r1, [%r2], %h0;
+    cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%r0], [%r3], %r1, [%r2];
+    cp.async.bulk.global.shared::cta.bulk_group [%rd1], [%r0], %r1;
+    cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%rd1], [%r0], %r1;
+    cp.reduce.async.bulk.global.shared::cta.bulk_group.add.noftz.bf16 [%rd1], [%r0], %r1;
+    cp.async.bulk.tensor.1d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%r0], [%rd1, {%r1}], [%r2];
+    cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%r0], [%rd1, {%r1, %r2}], [%r3], %rd2;
+    cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint [%r0], [%rd1, {%r1, %r2}], [%r3], %h0, %rd2;
+    cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%r0], [%rd1, {%r1, %r2, %r3}], [%r4], %h0;
+    cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%r0], [%rd1, {%r1, %r2, %r3, %r4}], [%r5];
+    cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%r0], [%rd1, {%r1, %r2, %r3, %r4, %r5}], [%r6];
+    cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%rd1, {%r1, %r2}], [%r0];
+    cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%rd1, {%r1, %r2, %r3}], [%r0];
+    cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%rd1, {%r1, %r2}], [%r0];
+    cp.async.bulk.commit_group;
+    cp.async.bulk.wait_group 0;
+    cp.async.bulk.wait_group.read 1;
+    prefetch.tensormap [%rd1];
+    fence.proxy.async;
+    fence.proxy.async.shared::cta;
+    fence.mbarrier_init.release.cluster;
+    barrier.cluster.arrive;
+    barrier.cluster.wait;
+    barrier.cluster.arrive.relaxed.aligned;
+    barrier.cluster.wait.aligned;
+    barrier.cluster.arrive.release.aligned;
+    barrier.cluster.wait.acquire.aligned;
+    mapa.shared::cluster.u32 %r1, %r0, %r2;
+    mapa.u64 %rd1, %rd2, %r2;
+    elect.sync _|%p1, 0xffffffff;
+    elect.sync %r1|%p1, 0xffffffff;
+    setmaxnreg.dec.sync.aligned.u32 40;
+    setmaxnreg.inc.sync.aligned.u32 232;
+    griddepcontrol.wait;
+    griddepcontrol.launch_dependents;
+    stmatrix.sync.aligned.m8n8.x4.shared::cta.b16 [%r0], {%r1, %r2, %r3, %r4};
+    stmatrix.sync.aligned.x2.m8n8.shared.b16 [%r0], {%r1, %r2};
+    wgmma.fence.sync.aligned;
+    wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f0, %f1, %f2, %f3}, %rd1, %rd2, %p0, 1, 1, 0, 1;
+    wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%f0, %f1, %f2, %f3}, {%r0, %r1, %r2, %r3}, %rd2, %p0, 1, -1, 1;
+    wgmma.mma_async.sync.aligned.m64n8k8.f32.tf32.tf32 {%f0, %f1, %f2, %f3}, %rd1, %rd2, %p0, 1, 1;
+    wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3 {%f0, %f1, %f2, %f3}, %rd1, %rd2, %p0, 1, 1;
+    wgmma.mma_async.sync.aligned.m64n8k32.s32.s8.s8 {%r0, %r1, %r2, %r3}, %rd1, %rd2, %p0;
+    wgmma.commit_group.sync.aligned;
+    wgmma.wait_group.sync.aligned 0;
+    ret;
+}
+"#;
+
+#[test]
+fn every_sm90_form_is_understood() {
+    let module = Module::parse(FORMS).unwrap();
+    let missing: Vec<_> = module.forms().into_iter().filter(|f| f.unsupported.is_some()).collect();
+    assert!(missing.is_empty(), "{missing:#?}");
+}

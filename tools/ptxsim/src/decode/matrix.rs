@@ -110,7 +110,9 @@ impl Decoder<'_> {
         }
         let form = Wgmma::parse(&inst.opcode).map_err(|e| m.unknown(&e))?;
         let ops = &inst.operands;
-        if ops.len() < 6 {
+        // Integers have no scales.
+        let integer = form.acc == Accum::S32;
+        if ops.len() < if integer { 4 } else { 6 } {
             return self.bad("too few operands");
         }
         let mut list = Vec::new();
@@ -139,10 +141,11 @@ impl Decoder<'_> {
             }
         }
         let (sa, sb) = match imms[..] {
-            [a, b, ..] if (a == 1 || a == -1) && (b == 1 || b == -1) => (a, b),
+            [] if integer => (1, 1),
+            [a, b, ..] if !integer && (a == 1 || a == -1) && (b == 1 || b == -1) => (a, b),
             _ => return self.bad("scales are 1 or -1"),
         };
-        let (ta, tb) = match (&imms[2..], a_in_registers) {
+        let (ta, tb) = match (imms.get(2..).unwrap_or_default(), a_in_registers) {
             ([], _) => (false, false),
             ([t], true) => (false, *t != 0),
             ([a, b], false) => (*a != 0, *b != 0),
