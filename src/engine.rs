@@ -208,21 +208,16 @@ impl Engine {
             let size = self.model.config.force_image_size;
             let pixels = normalize(&resize_bicubic(picture, size, size)?);
             self.timings.preprocess_ms = ms(start.elapsed());
-            for batch in self.batches(asked) {
+            let batches = self.batches(asked);
+            let rows = |batch: &Vec<Asked>| batch.iter().map(|a| a.sequence.ids.len()).sum::<usize>();
+            let longest = batches.iter().map(rows).fold(MAX_ROWS, usize::max);
+            for (i, batch) in batches.iter().enumerate() {
                 // With `image_once` the first batch fills what the others read.
-                if self.timings.vision_ms == 0.0 || !self.options.savings.image_once {
-                    let longest = batch.iter().map(|a| a.sequence.ids.len()).sum::<usize>().max(MAX_ROWS);
+                if i == 0 || !self.options.savings.image_once {
                     self.prepare(&prefix, image_ids.len(), longest)?;
                     self.see(&prefix, &image_ids, &pixels)?;
                 }
-                self.answer(
-                    &batch,
-                    prefix.len(),
-                    image_ids.len(),
-                    picture,
-                    keep_probabilities,
-                    &mut answers,
-                )?;
+                self.answer(batch, prefix.len(), image_ids.len(), picture, keep_probabilities, &mut answers)?;
             }
         }
         let missing = || Err(Error::shape("expressions", "an answer each", "none"));
@@ -354,13 +349,19 @@ impl Engine {
             let (scores, pixels) = (self.cpu.read_f32(&io.score), self.cpu.read_u8(&io.mask));
             for (i, pixels) in pixels.chunks_exact(w * h).enumerate() {
                 let (expression, token) = (slots[first + i].0, tokens[first + i]);
-                let probability = keep_probabilities.then(|| self.cpu.read_f32(&io.probability.index(i)));
-                answers[expression] = Some(Mask::new(w, h, pixels.to_vec()).map(|mask| Answer {
-                    mask,
-                    score: scores[i],
-                    no_target: rejected.is_some_and(|rej| rej as i32 == token),
-                    probability,
-                }));
+                let probability = self.cpu.read_f32(&io.probability.index(i));
+                let state = self.cpu.read_f32(&text.t_q.index(first + i));
+                answers[expression] = Some(if state.iter().chain(&probability).any(|v| v.is_nan()) {
+                    let expected = "weights that give probabilities (`mllmseg inspect --values` finds those that are not finite)";
+                    Err(Error::file(&self.checkpoint.dir, expected, "NaN"))
+                } else {
+                    Mask::new(w, h, pixels.to_vec()).map(|mask| Answer {
+                        mask,
+                        score: scores[i],
+                        no_target: rejected.is_some_and(|rej| rej as i32 == token),
+                        probability: keep_probabilities.then_some(probability),
+                    })
+                });
             }
         }
         Ok(())

@@ -57,7 +57,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let checkpoint = Arc::new(Checkpoint::open(&args.model)?);
     let tokens = Tokens::read(&checkpoint.dir)?;
     let input = match (&args.inputs, &args.image) {
-        (Some(path), _) => from_file(path, &args)?,
+        (Some(path), _) => from_file(path, &args, checkpoint.config.force_image_size)?,
         (None, Some(path)) => from_picture(path, &args, &checkpoint)?,
         (None, None) => return Err(Error::usage("dump", "--inputs or --image", "neither")),
     };
@@ -79,19 +79,25 @@ pub fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn from_file(path: &Path, args: &Args) -> Result<Input> {
+fn from_file(path: &Path, args: &Args, size: usize) -> Result<Input> {
     let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
     let file = SafeTensors::deserialize(&bytes)
         .map_err(|e| Error::file(path, "a safetensors file", e.to_string()))?;
     let wrong = |name: &str, found: String| {
-        let expected = if name == "input_ids" { "i32 or i64 (T), token ids" } else { "f32 (1, 3, S, S)" };
-        Error::Tensor { path: path.into(), tensor: name.into(), expected: expected.into(), found }
+        let expected = match name {
+            "input_ids" => "i32 or i64 (T), token ids".into(),
+            _ => format!("f32 (1, 3, {size}, {size})"),
+        };
+        Error::Tensor { path: path.into(), tensor: name.into(), expected, found }
     };
     let tensor =
         |name: &'static str| file.tensor(name).map_err(|_| wrong(name, "no tensor of that name".into()));
     let (pixels, ids) = (tensor("pixel_values")?, tensor("input_ids")?);
-    if pixels.dtype() != Dtype::F32 {
+    if pixels.dtype() != Dtype::F32 || pixels.shape() != [1, 3, size, size] {
         return Err(wrong("pixel_values", format!("{:?} {:?}", pixels.dtype(), pixels.shape())));
+    }
+    if ids.shape().len() != 1 {
+        return Err(wrong("input_ids", format!("{:?} {:?}", ids.dtype(), ids.shape())));
     }
     let pixel_values = pixels.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
     let ids: Option<Vec<u32>> = match ids.dtype() {

@@ -5,7 +5,7 @@ use mllmseg::engine::Timings;
 use mllmseg::image::{Item, Limits, Mask, Rgb, Rle, overlay, read, write_file};
 use mllmseg::{Answer, Engine, Error, Result};
 use serde_json::json;
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -50,7 +50,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let mut engine = args.compute.open(&args.model)?;
     make_dir(&args.out)?;
     let expressions: Vec<&str> = args.expr.iter().map(String::as_str).collect();
-    let mut names = HashMap::new();
+    let mut names = HashSet::new();
     let mut failed = false;
     for (i, path) in args.image.iter().enumerate() {
         let stem = unique(path, &mut names);
@@ -62,9 +62,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             Err(e) => {
                 failed = true;
                 expressions.iter().for_each(|expr| fail(&args, path, expr, &e));
-                if !args.json {
-                    report(&e);
-                }
+                report(&e);
             }
         }
     }
@@ -74,16 +72,21 @@ pub fn run(args: Args) -> Result<ExitCode> {
 /// A line of JSON for a pair that has no mask.
 fn fail(args: &Args, path: &Path, expr: &str, e: &Error) {
     if args.json {
-        println!("{}", json!({"image": path, "expr": expr, "error": e.to_string()}));
+        println!("{}", json!({"image": path.to_string_lossy(), "expr": expr, "error": e.to_string()}));
     }
 }
 
 /// The picture's name for its results; a second picture of the same name gets a number.
-fn unique(path: &Path, names: &mut HashMap<String, usize>) -> String {
+fn unique(path: &Path, names: &mut HashSet<String>) -> String {
     let stem = path.file_stem().map_or_else(|| "image".into(), |s| s.to_string_lossy().into_owned());
-    let count = names.entry(stem.clone()).or_insert(0);
-    *count += 1;
-    if *count == 1 { stem } else { format!("{stem}-{count}") }
+    let mut name = stem.clone();
+    for count in 2.. {
+        if names.insert(name.clone()) {
+            break;
+        }
+        name = format!("{stem}-{count}");
+    }
+    name
 }
 
 /// One picture; whether every expression has its mask.
@@ -108,7 +111,11 @@ fn one(engine: &mut Engine, args: &Args, path: &Path, stem: &str, expressions: &
     }
     if drawn.len() > 1 {
         let items: Vec<Item> = drawn.iter().map(|(expr, a)| item(expr, a)).collect();
-        write_file(&args.out.join(format!("{stem}_overlay.png")), &overlay(&picture, &items).to_png())?;
+        let file = args.out.join(format!("{stem}_all_overlay.png"));
+        if let Err(e) = write_file(&file, &overlay(&picture, &items).to_png()) {
+            complete = false;
+            report(&e);
+        }
     }
     Ok(complete)
 }
@@ -145,10 +152,10 @@ fn save(
         println!(
             "{}",
             json!({
-                "image": path, "expr": expr, "size": rle.size,
+                "image": path.to_string_lossy(), "expr": expr, "size": rle.size,
                 "segmentation": {"size": rle.size, "counts": rle.to_compressed()},
                 "bbox": bbox.unwrap_or([0; 4]), "area": area, "score": answer.score, "no_target": answer.no_target,
-                "mask": mask_file, "overlay": overlay_file, "timings": timings,
+                "mask": mask_file.to_string_lossy(), "overlay": overlay_file.to_string_lossy(), "timings": timings,
             })
         );
     } else {

@@ -20,7 +20,7 @@ struct Conv3x3 {
 pub fn conv3x3(y: &Tensor, x: &Tensor, w: &Tensor, b: &Tensor, side: usize) -> Result<impl Op + use<>> {
     let [q, p, d] = x.dims("conv3x3 x")?;
     expect_multiple("conv3x3 rows", p, side * side)?;
-    let o = w.shape[0];
+    let [o, ..] = w.dims::<4>("conv3x3 w")?;
     w.expect("conv3x3 w", &[o, 3, 3, d])?;
     b.expect("conv3x3 b", &[o])?;
     y.expect("conv3x3 y", &[q, p, o])?;

@@ -25,7 +25,7 @@ pub fn copy(y: &Window, x: &Tensor) -> Result<impl Op + use<>> {
 /// `y[b*N + n] = x[b,1+n]`; `x` `(B, 1+N, C)`, `y` a window of `C` columns and `B*N` rows.
 pub fn drop_cls(y: &Window, x: &Tensor) -> Result<impl Op + use<>> {
     let [b, t, c] = x.dims("drop_cls x")?;
-    expect_equal("drop_cls rows", y.of.matrix().0, b * (t - 1))?;
+    expect_equal("drop_cls rows and class tokens", y.of.matrix().0 + b, b * t)?;
     expect_equal("drop_cls columns", y.width, c)?;
     Ok(Copy { y: y.clone(), x: x.clone(), skip: 1, rows: t })
 }

@@ -36,7 +36,7 @@ pub struct Matmul {
 /// `y (M,N) = x (M,K) @ w (N,K)ᵀ`; leading extents of `y` and `x` are taken as rows, trailing ones of `w` as columns.
 pub fn matmul(y: &Tensor, x: &Tensor, w: &Tensor) -> Result<Matmul> {
     let (m, k) = x.matrix();
-    let n = w.shape[0];
+    let n = w.shape.first().copied().unwrap_or(0);
     w.expect_len("matmul w", n * k)?;
     expect_equal("matmul y columns", y.matrix().1, n)?;
     expect_equal("matmul y rows", y.matrix().0, m)?;

@@ -1,6 +1,6 @@
 //! Class token before the patches, position embedding added; see `reference/vit_tokens.rs`.
 
-use super::Op;
+use super::{Op, expect_equal};
 use crate::Result;
 use crate::device::cpu::Memory;
 use crate::graph::Tensor;
@@ -23,7 +23,9 @@ pub fn vit_tokens(
     position: &Tensor,
 ) -> Result<impl Op + use<>> {
     let [b, t, c] = y.dims("vit_tokens y")?;
-    patches.expect("vit_tokens patches", &[b * (t - 1), c])?;
+    let [rows, width] = patches.dims("vit_tokens patches")?;
+    expect_equal("vit_tokens patches and class tokens", rows + b, b * t)?;
+    expect_equal("vit_tokens patches columns", width, c)?;
     class.expect("vit_tokens class", &[1, 1, c])?;
     position.expect("vit_tokens position", &[1, t, c])?;
     Ok(VitTokens { y: y.clone(), patches: patches.clone(), class: class.clone(), position: position.clone() })

@@ -1,5 +1,6 @@
 //! What several test files share.
 #![allow(dead_code)]
 
+pub mod demo;
 pub mod golden;
 pub mod pieces;
