@@ -54,6 +54,8 @@ stage format . cargo fmt --all --check
 stage lints '^(warning|error)|^ +-->|Finished' \
     cargo clippy --locked --release --workspace --all-targets -- -D warnings
 stage tests "$results" cargo test --locked --release --workspace --no-fail-fast
+stage driver '^(warning|error)|Finished' cargo build --locked --release -p ptxsim-driver
+stage numba-pycuda . tools/ptxsim/tests/python/run
 if [ "$slow" ]; then
     stage slow-tests "$results" cargo test --locked --release --workspace --no-fail-fast -- --ignored
     stage python-env . python_env
