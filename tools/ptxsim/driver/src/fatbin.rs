@@ -15,7 +15,7 @@ const PTX: u16 = 1;
 const LZ4: u64 = 0x2000;
 const ZSTD: u64 = 0x8000;
 /// More than any real module: guards against a forged size.
-const MAX_PTX: u64 = 1 << 30;
+const MAX_PTX: u64 = 1 << 28;
 
 /// Bytes of the fat binary that starts with `header` (at least 16 bytes).
 pub fn total_bytes(header: &[u8]) -> Option<usize> {
@@ -60,6 +60,9 @@ pub fn ptx(bytes: &[u8]) -> Result<Vec<(u32, String)>, String> {
                 let read = decoder.take(unpacked).read_to_end(&mut text);
                 read.map_err(|e| format!("fat binary: compressed PTX: {e}"))?;
                 text
+            } else if unpacked > 255 * (compressed.len() as u64 + 64) {
+                // LZ4 cannot pack tighter.
+                return Err(format!("fat binary: {unpacked} bytes of PTX in {} bytes", compressed.len()));
             } else {
                 lz4_flex::block::decompress(compressed, unpacked as usize)
                     .map_err(|e| format!("fat binary: compressed PTX: {e}"))?
@@ -81,4 +84,43 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 }
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILES: [&[u8]; 4] = [
+        include_bytes!("../tests/data/add.none.fatbin"),
+        include_bytes!("../tests/data/add.speed.fatbin"),
+        include_bytes!("../tests/data/add.size.fatbin"),
+        include_bytes!("../tests/data/add.cubin_only.fatbin"),
+    ];
+
+    #[test]
+    fn every_compression_gives_the_same_text() {
+        let [plain, lz4, zstd, none] = FILES.map(|f| ptx(f).unwrap());
+        assert_eq!(plain.len(), 1);
+        assert_eq!(plain[0].0, 80);
+        assert!(plain[0].1.contains(".entry add(") && plain[0].1.trim_end().ends_with('}'));
+        assert!(lz4 == plain && zstd == plain && none.is_empty());
+    }
+
+    #[test]
+    fn damaged_files_give_errors_not_panics() {
+        for file in FILES {
+            for n in 0..file.len() {
+                let _ = ptx(&file[..n]);
+            }
+            // Every byte of the headers and of some of the payload, with values at the edges.
+            for at in (0..file.len()).filter(|i| *i < 96 || i % 7 == 0) {
+                for value in [0, 1, 0x7f, 0x80, 0xff] {
+                    let mut bad = file.to_vec();
+                    bad[at] = value;
+                    let _ = ptx(&bad);
+                }
+            }
+        }
+        assert!(ptx(b"").is_err() && ptx(&[0; 64]).is_err());
+    }
 }

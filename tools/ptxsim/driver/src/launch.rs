@@ -326,7 +326,76 @@ fn best_block(handle: usize, shared_of: BlockToShared, shared: usize, limit: i32
     Ok(best)
 }
 
+/// Stages bytes of a parameter.
+fn stage(handle: usize, offset: i32, bytes: &[u8]) -> Result<()> {
+    let function = function(handle)?;
+    let at = usize::try_from(offset).map_err(|_| CUDA_ERROR_INVALID_VALUE)?;
+    let end = at.checked_add(bytes.len()).filter(|n| *n <= function.info.param_bytes as usize);
+    let end = end.ok_or(CUDA_ERROR_INVALID_VALUE)?;
+    let mut staged = lock(&function.staged);
+    if staged.params.len() < end {
+        staged.params.resize(end, 0);
+    }
+    staged.params[at..end].copy_from_slice(bytes);
+    Ok(())
+}
+
+/// Launches what was staged.
+fn launch_staged(handle: usize, x: i32, y: i32, on: usize) -> Result<()> {
+    let function = function(handle)?;
+    let staged = lock(&function.staged).clone();
+    let size = |n: i32| u32::try_from(n).map_err(|_| CUDA_ERROR_INVALID_VALUE);
+    let request = Request {
+        grid: [size(x)?, size(y)?, 1],
+        block: staged.block,
+        cluster: cluster_of(&function),
+        shared: staged.shared,
+        cooperative: false,
+    };
+    let mut params = staged.params;
+    params.resize(function.info.param_bytes as usize, 0);
+    stream(on)?.issue(Work::Kernel(Arc::new(Launch::new(function, &request, params)?)))
+}
+
 api! {
+    fn cuFuncSetBlockShape(handle: usize, x: i32, y: i32, z: i32) {
+        let block = [x, y, z].map(|n| u32::try_from(n).unwrap_or(0));
+        if block.contains(&0) {
+            return Err(CUDA_ERROR_INVALID_VALUE);
+        }
+        lock(&function(handle)?.staged).block = block;
+        Ok(())
+    }
+    fn cuFuncSetSharedSize(handle: usize, bytes: u32) {
+        lock(&function(handle)?.staged).shared = bytes;
+        Ok(())
+    }
+    fn cuParamSetSize(handle: usize, bytes: u32) {
+        let function = function(handle)?;
+        if bytes > function.info.param_bytes {
+            return Err(CUDA_ERROR_INVALID_VALUE);
+        }
+        lock(&function.staged).params.resize(bytes as usize, 0);
+        Ok(())
+    }
+    fn cuParamSeti(handle: usize, offset: i32, value: u32) {
+        stage(handle, offset, &value.to_le_bytes())
+    }
+    fn cuParamSetf(handle: usize, offset: i32, value: f32) {
+        stage(handle, offset, &value.to_le_bytes())
+    }
+    fn cuParamSetv(handle: usize, offset: i32, data: *const u8, len: u32) {
+        stage(handle, offset, &get_all(data, len as usize)?)
+    }
+    fn cuLaunch(handle: usize) {
+        launch_staged(handle, 1, 1, 0)
+    }
+    fn cuLaunchGrid(handle: usize, x: i32, y: i32) {
+        launch_staged(handle, x, y, 0)
+    }
+    fn cuLaunchGridAsync(handle: usize, x: i32, y: i32, on: usize) {
+        launch_staged(handle, x, y, on)
+    }
     fn cuLaunchKernel / cuLaunchKernel_ptsz(
         handle: usize, grid_x: u32, grid_y: u32, grid_z: u32, block_x: u32, block_y: u32, block_z: u32,
         shared: u32, on: usize, params: *const *const c_void, extra: *const *const c_void,

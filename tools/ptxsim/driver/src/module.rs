@@ -34,6 +34,15 @@ pub struct Function {
     pub info: KernelInfo,
     name: CString,
     pub settings: Mutex<Settings>,
+    pub staged: Mutex<Staged>,
+}
+
+/// What the launch functions of before CUDA 4 set one by one.
+#[derive(Clone, Default)]
+pub struct Staged {
+    pub block: [u32; 3],
+    pub shared: u32,
+    pub params: Vec<u8>,
 }
 
 /// What `cuFuncSetAttribute` and its kin set.
@@ -99,6 +108,7 @@ impl Module {
             info,
             name: c_name,
             settings: Mutex::default(),
+            staged: Mutex::default(),
         });
         functions.insert(name.to_owned(), function.handle);
         Ok(function)
