@@ -265,7 +265,7 @@ impl GpuSpec {
             counters.global_load.sectors + counters.global_store.sectors + counters.global_atomic.sectors;
         let memory_s = counters.distinct_bytes as f64 / self.bandwidth;
         let tensor_s =
-            counters.tensor.iter().map(|(key, c)| c.flops as f64 / self.tensor_rate(key)).sum::<f64>();
+            counters.tensor.iter().fold(0.0, |s, (key, c)| s + c.flops as f64 / self.tensor_rate(key));
         let issue_s = counters.total.warps as f64 / (sms * f64::from(SCHEDULERS) * clock);
         let wavefronts = counters.shared_load.wavefronts + counters.shared_store.wavefronts;
         let shared_s = wavefronts as f64 / (sms * clock);

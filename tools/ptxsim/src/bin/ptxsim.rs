@@ -364,7 +364,7 @@ fn counters(out: &mut String, c: &Counters) {
     }
     let mut forms: Vec<_> = c.opcodes.iter().collect();
     forms.sort_by_key(|(_, n)| std::cmp::Reverse(n.warps));
-    let _ = writeln!(out, "\nopcodes (the first 12 of {})", forms.len());
+    let _ = writeln!(out, "\nopcodes (the first {} of {})", forms.len().min(12), forms.len());
     for (form, n) in forms.into_iter().take(12) {
         let _ = writeln!(out, "  {form:<56} {:>14} {:>7}", digits(n.warps), ratio(n.warps, total));
     }
@@ -415,7 +415,8 @@ fn counters(out: &mut String, c: &Counters) {
     if !lines.is_empty() {
         let _ = writeln!(
             out,
-            "\nlines (the first 10 of {})   instructions    global sectors  shared wavefronts",
+            "\nlines (the first {} of {})   instructions    global sectors  shared wavefronts",
+            lines.len().min(10),
             lines.len()
         );
         for l in lines.into_iter().take(10) {
