@@ -288,7 +288,8 @@ fn scan(body: &FnBody, live: &[Option<(usize, usize)>], which: Pool) -> (HashMap
             |std::cmp::Reverse(s)| s,
         );
         place.insert(r, s);
-        active.push(std::cmp::Reverse((b, s)));
+        // Nor may a result that nobody reads share a row with another result of its instruction.
+        active.push(std::cmp::Reverse((b.max(a + 1), s)));
     }
     (place, n)
 }
