@@ -39,11 +39,17 @@ static CHANGED: Condvar = Condvar::new();
 
 thread_local! {
     static WORKER: Cell<bool> = const { Cell::new(false) };
+    static NUMBER: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Whether this is the worker, that is, whether a callback of the program is calling.
 pub fn is_worker() -> bool {
     WORKER.get()
+}
+
+/// On the worker: the number of the operation that runs.
+pub fn running() -> u64 {
+    NUMBER.get()
 }
 
 /// Appends an operation; its number serves [`wait`] and [`is_done`]. An error that it returns ends its context.
@@ -107,6 +113,7 @@ fn work() {
             state = CHANGED.wait(state).unwrap_or_else(|p| p.into_inner());
             continue;
         };
+        NUMBER.set(state.done + 1);
         drop(state);
         if op.always || op.context.fault().is_none() {
             let Op { context, run, .. } = op;

@@ -69,8 +69,8 @@ pub struct Event {
 struct EventState {
     /// The operation that records it.
     number: Option<u64>,
-    /// When that was done.
-    at: Option<Instant>,
+    /// The last operation that recorded it and is done, and when.
+    at: Option<(u64, Instant)>,
     /// Recorded in a capture: after these nodes.
     captured: Option<(Arc<Capture>, Vec<usize>)>,
 }
@@ -136,16 +136,16 @@ impl Work {
 }
 
 impl Event {
-    /// Makes it stand for an operation about to be submitted on behalf of `context`.
+    /// Makes it stand for an operation that this submits on behalf of `context`.
     fn record(self: &Arc<Self>, context: &Arc<Context>) -> u64 {
-        let mut state = lock(&self.state);
         let event = self.clone();
-        // The lock is held until the number is known, so the worker finds it.
+        // No lock is held while submitting: the queue may be full, and its worker at an earlier record of this event.
         let number = queue::submit_always(context, move |_| {
-            let mut state = lock(&event.state);
-            state.at = Some(Instant::now());
+            lock(&event.state).at = Some((queue::running(), Instant::now()));
         });
-        *state = EventState { number: Some(number), at: None, captured: None };
+        let mut state = lock(&self.state);
+        state.number = state.number.max(Some(number));
+        state.captured = None;
         number
     }
 }
@@ -770,7 +770,7 @@ fn elapsed(start: usize, end: usize) -> Result<f32> {
         }
         match state.number {
             None => Err(CUDA_ERROR_INVALID_HANDLE),
-            Some(_) => state.at.ok_or(CUDA_ERROR_NOT_READY),
+            Some(n) => state.at.filter(|at| at.0 >= n).map(|at| at.1).ok_or(CUDA_ERROR_NOT_READY),
         }
     };
     let (start, end) = (at(start)?, at(end)?);
