@@ -40,7 +40,7 @@ fn a_cluster_launch_ranks_its_blocks() {
         sys::cuModuleLoadData(&mut module, PTX.as_ptr().cast()).result().unwrap();
         sys::cuModuleGetFunction(&mut function, module, c"rank".as_ptr()).result().unwrap();
         let y = result::malloc_sync(32).unwrap();
-        let mut params = [(&raw const y) as *mut c_void];
+        let params = [(&raw const y) as *mut c_void];
         let launch = |cluster: u32, grid: u32| {
             let mut attributes = [std::mem::zeroed::<[u64; 9]>(); 2];
             // Cluster size, then programmatic serialisation.
@@ -89,7 +89,6 @@ fn a_cluster_launch_ranks_its_blocks() {
         type Copy = unsafe extern "C" fn(*mut c_void, u64, usize) -> CUresult;
         let copy: Copy = *common::loaded().get(b"cuMemcpyDtoH_v2_ptds").unwrap();
         copy(back.as_mut_ptr().cast(), y, 32).result().unwrap();
-        params[0] = std::ptr::null_mut();
         result::free_sync(y).unwrap();
         sys::cuModuleUnload(module).result().unwrap();
     }

@@ -56,9 +56,10 @@ fn launch_parameters_may_come_in_a_buffer() {
     // SAFETY: the kernel writes 4 bytes to `p`.
     unsafe {
         let p = result::malloc_sync(4).unwrap();
-        let mut bytes = 8usize;
+        let mut eight = 8usize;
+        let bytes = &raw mut eight;
         let mut extra: [*mut c_void; 5] =
-            [1 as _, (&raw const p) as _, 2 as _, (&raw mut bytes) as _, std::ptr::null_mut()];
+            [1 as _, (&raw const p) as _, 2 as _, bytes as _, std::ptr::null_mut()];
         let launch = |grid: u32, block: u32, shared: u32, extra: *mut *mut c_void| {
             sys::cuLaunchKernel(
                 poke.cu_function(),
@@ -85,11 +86,11 @@ fn launch_parameters_may_come_in_a_buffer() {
         bad(launch(1, 1025, 0, extra.as_mut_ptr()));
         bad(launch(1, 1, 49 << 10, extra.as_mut_ptr()));
         bad(launch(1, 1, 0, std::ptr::null_mut()));
-        bytes = 4;
+        *bytes = 4;
         bad(launch(1, 1, 0, extra.as_mut_ptr()));
         use sys::CUfunction_attribute as A;
         poke.set_attribute(A::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 100 << 10).unwrap();
-        bytes = 8;
+        *bytes = 8;
         launch(1, 1, 100 << 10, extra.as_mut_ptr()).result().unwrap();
         let more = poke.set_attribute(A::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 164 << 10);
         assert_eq!(common::code(more), CUresult::CUDA_ERROR_INVALID_VALUE);
@@ -254,11 +255,15 @@ fn streams_events_and_host_functions_keep_their_order() {
     let start = a.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).unwrap();
     launch_add(&a, &add, &mut y, &x);
     // SAFETY: the function takes a number.
-    unsafe { sys::cuLaunchHostFunc(a.cu_stream(), Some(note), 1 as *mut c_void) }.result().unwrap();
+    unsafe { sys::cuLaunchHostFunc(a.cu_stream(), Some(note), std::ptr::without_provenance_mut(1)) }
+        .result()
+        .unwrap();
     event.record(&a).unwrap();
     b.wait(&event).unwrap();
     // SAFETY: as above.
-    unsafe { sys::cuLaunchHostFunc(b.cu_stream(), Some(note), 2 as *mut c_void) }.result().unwrap();
+    unsafe { sys::cuLaunchHostFunc(b.cu_stream(), Some(note), std::ptr::without_provenance_mut(2)) }
+        .result()
+        .unwrap();
     launch_add(&b, &add, &mut y, &x);
     b.synchronize().unwrap();
     assert_eq!(SEEN.load(Ordering::SeqCst), 12);

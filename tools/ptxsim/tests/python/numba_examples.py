@@ -1,6 +1,7 @@
 """Numba programs as its documentation writes them; nothing in them knows of the simulator."""
 
 import math
+import os
 
 import numpy as np
 from numba import cuda, float32
@@ -134,7 +135,9 @@ def main():
         print("a store out of bounds: CUDA_ERROR_ILLEGAL_ADDRESS")
     else:
         raise AssertionError("a store out of bounds went unseen")
+    print("numba: 6 passed, 0 failed", flush=True)
+    # Its context is dead: freeing what is in it would fail, as on a GPU.
+    os._exit(0)
 
 
 main()
-print("numba: 6 passed, 0 failed")
