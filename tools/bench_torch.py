@@ -95,8 +95,9 @@ class MaskDecoder(nn.Module):
         grid = torch.stack(torch.meshgrid(torch.arange(2 * s), torch.arange(2 * r), indexing="xy")).to(x.dtype)
         at = (grid + 0.5) / 2 + offset
         at = (2 * at / torch.tensor([s, r], dtype=x.dtype).view(2, 1, 1) - 1).permute(0, 1, 3, 4, 2).reshape(b * 4, 2 * r, 2 * s, 2)
-        y = F.grid_sample(x.reshape(b * 4, d // 4, r, s), at, "bilinear", "border", False)
-        return y.view(b, d, 2 * r, 2 * s)
+        # grid_sample has no bf16 on the CPU
+        y = F.grid_sample(x.reshape(b * 4, d // 4, r, s).float(), at.float(), "bilinear", "border", False)
+        return y.to(x.dtype).view(b, d, 2 * r, 2 * s)
 
     def forward(self, f_vit, f_llm, t):
         q = t.shape[0]

@@ -37,21 +37,26 @@ struct Kernel {
     run: Micro,
 }
 
-/// The best one that this CPU has.
-fn kernel(precision: Precision, k: usize) -> Kernel {
+/// The best one that this CPU has for `m` rows of `x`: the narrow ones, whose sums are in the same order, where one vector holds all rows.
+fn kernel(precision: Precision, m: usize, k: usize) -> Kernel {
     #[cfg(target_arch = "x86_64")]
     {
         if precision == Precision::Bf16 && k.is_multiple_of(2) && super::has_bf16() {
-            return Kernel { rows: 12, lanes: 32, per_word: 2, run: x86::bf16_avx512 };
+            let (lanes, run): (_, Micro) =
+                if m <= 16 { (16, x86::bf16_avx512_16) } else { (32, x86::bf16_avx512) };
+            return Kernel { rows: 12, lanes, per_word: 2, run };
         }
         if is_x86_feature_detected!("avx512f") {
-            return Kernel { rows: 12, lanes: 32, per_word: 1, run: x86::f32_avx512 };
+            let (lanes, run): (_, Micro) =
+                if m <= 16 { (16, x86::f32_avx512_16) } else { (32, x86::f32_avx512) };
+            return Kernel { rows: 12, lanes, per_word: 1, run };
         }
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return Kernel { rows: 6, lanes: 16, per_word: 1, run: x86::f32_avx2 };
+            let (lanes, run): (_, Micro) = if m <= 8 { (8, x86::f32_avx2_8) } else { (16, x86::f32_avx2) };
+            return Kernel { rows: 6, lanes, per_word: 1, run };
         }
     }
-    let _ = (precision, k);
+    let _ = (precision, m, k);
     Kernel { rows: 4, lanes: 8, per_word: 1, run: plain }
 }
 
@@ -65,7 +70,7 @@ pub(super) struct Packed {
 impl Packed {
     /// Packs `x` `(m, k)`; rows up to the next full panel are zero.
     pub fn new(x: &[f32], m: usize, k: usize, precision: Precision) -> Self {
-        let kernel = kernel(precision, k);
+        let kernel = kernel(precision, m, k);
         let (lanes, per_word) = (kernel.lanes, kernel.per_word);
         let steps = k / per_word;
         let mut words = vec![0u32; m.next_multiple_of(lanes) * steps];
@@ -180,9 +185,9 @@ mod x86 {
     use super::STRIDE;
     use std::arch::x86_64::*;
 
-    /// A kernel of `$rows` rows and two vectors of lanes: `$load` a vector of x, `$splat` a word of w, `$fma` into the sums.
+    /// A kernel of `$rows` rows and `$vectors` vectors of `$width` lanes: `$load` a vector of x, `$splat` a word of w, `$fma` into the sums.
     macro_rules! kernel {
-        ($(#[$doc:meta])* $name:ident, $features:literal, $rows:literal, $width:literal,
+        ($(#[$doc:meta])* $name:ident, $features:literal, $rows:literal, $vectors:literal, $width:literal,
          $zero:ident, $load:expr, $splat:expr, $fma:ident, $read:ident, $write:ident) => {
             $(#[$doc])*
             ///
@@ -190,28 +195,27 @@ mod x86 {
             /// The CPU has the features; every element that [`super::Micro`]'s formula names is inside its buffer.
             #[target_feature(enable = $features)]
             pub unsafe fn $name(steps: usize, w: *const u32, x: *const u32, y: *mut f32, stride: usize, add: bool) {
-                let mut sums = [[$zero(); 2]; $rows];
+                let mut sums = [[$zero(); $vectors]; $rows];
                 // SAFETY: the caller's promise covers every access below.
                 unsafe {
                     if add {
                         for (r, sums) in sums.iter_mut().enumerate() {
-                            let y = y.add(r * stride);
-                            *sums = [$read(y), $read(y.add($width))];
+                            *sums = std::array::from_fn(|i| $read(y.add(r * stride + i * $width)));
                         }
                     }
                     for s in 0..steps {
-                        let x = x.add(s * 2 * $width);
-                        let v = [$load(x), $load(x.add($width))];
+                        let x: [_; $vectors] = std::array::from_fn(|i| $load(x.add((s * $vectors + i) * $width)));
                         for (r, sums) in sums.iter_mut().enumerate() {
                             let weight = $splat(w.add(r * STRIDE + s));
-                            sums[0] = $fma(weight, v[0], sums[0]);
-                            sums[1] = $fma(weight, v[1], sums[1]);
+                            for i in 0..$vectors {
+                                sums[i] = $fma(weight, x[i], sums[i]);
+                            }
                         }
                     }
                     for (r, sums) in sums.into_iter().enumerate() {
-                        let y = y.add(r * stride);
-                        $write(y, sums[0]);
-                        $write(y.add($width), sums[1]);
+                        for (i, sum) in sums.into_iter().enumerate() {
+                            $write(y.add(r * stride + i * $width), sum);
+                        }
                     }
                 }
             }
@@ -233,19 +237,27 @@ mod x86 {
         unsafe { std::mem::transmute(_mm512_set1_epi32(word.cast_signed())) }
     }
 
-    kernel!(
-        /// f32, 12 rows of 32 lanes: 24 of the 32 vector registers hold sums.
-        f32_avx512, "avx512f", 12, 16, _mm512_setzero_ps, |x: *const u32| _mm512_loadu_ps(x.cast()),
-        |w: *const u32| _mm512_set1_ps(*w.cast::<f32>()), _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_storeu_ps
-    );
-    kernel!(
-        /// f32, 6 rows of 16 lanes.
-        f32_avx2, "avx2,fma", 6, 8, _mm256_setzero_ps, |x: *const u32| _mm256_loadu_ps(x.cast()),
-        |w: *const u32| _mm256_set1_ps(*w.cast::<f32>()), _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_storeu_ps
-    );
-    kernel!(
-        /// Pairs of bf16 into f32 sums, 12 rows of 32 lanes.
-        bf16_avx512, "avx512f,avx512bf16", 12, 16, _mm512_setzero_ps, |x: *const u32| x.cast::<__m512bh>().read_unaligned(),
-        |w: *const u32| splat_pair(*w), dot_pairs, _mm512_loadu_ps, _mm512_storeu_ps
-    );
+    /// The three families, each wide and narrow.
+    macro_rules! kernels {
+        ($f32_512:ident, $bf16_512:ident, $f32_256:ident, $vectors:literal) => {
+            kernel!(
+                /// f32, 12 rows of vectors of 16.
+                $f32_512, "avx512f", 12, $vectors, 16, _mm512_setzero_ps, |x: *const u32| _mm512_loadu_ps(x.cast()),
+                |w: *const u32| _mm512_set1_ps(*w.cast::<f32>()), _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_storeu_ps
+            );
+            kernel!(
+                /// Pairs of bf16 into f32 sums, 12 rows of vectors of 16.
+                $bf16_512, "avx512f,avx512bf16", 12, $vectors, 16, _mm512_setzero_ps,
+                |x: *const u32| x.cast::<__m512bh>().read_unaligned(),
+                |w: *const u32| splat_pair(*w), dot_pairs, _mm512_loadu_ps, _mm512_storeu_ps
+            );
+            kernel!(
+                /// f32, 6 rows of vectors of 8.
+                $f32_256, "avx2,fma", 6, $vectors, 8, _mm256_setzero_ps, |x: *const u32| _mm256_loadu_ps(x.cast()),
+                |w: *const u32| _mm256_set1_ps(*w.cast::<f32>()), _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_storeu_ps
+            );
+        };
+    }
+    kernels!(f32_avx512, bf16_avx512, f32_avx2, 2); // 24 of the 32 registers hold sums
+    kernels!(f32_avx512_16, bf16_avx512_16, f32_avx2_8, 1);
 }

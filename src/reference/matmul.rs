@@ -1,18 +1,13 @@
 //! `y = epilogue(x @ wᵀ + b)`; see `gemm.rs` for the product.
 //!
 //! A task owns a tile of `y`: some rows of `x`, and up to [`TILE_ROWS`] columns, which are weight rows. It computes their product transposed in a buffer that stays in L2, applies
-//! the epilogue there, and stores. For a few rows of `x` the weights' bytes are what counts: they are read once, as they lie.
+//! the epilogue there, and stores. An element's sum runs over k in order, whatever else is in the matrix.
 
 use super::gemm::{Packed, TILE_ROWS, TILE_STEP};
 use super::{Precision, Weights, math};
-use multiversion::multiversion;
 use rayon::prelude::*;
 use std::cell::Cell;
 use std::marker::PhantomData;
-use std::ops::Range;
-
-/// Up to this many rows of `x`, each weight row is multiplied as it is read.
-const FEW: usize = 4;
 
 /// What happens to the product before it is stored; see [`crate::ops::Epilogue`].
 #[derive(Clone, Copy)]
@@ -132,8 +127,8 @@ pub fn matmul(
     }
     let k = x.len() / m;
     assert!(y.len() == m * n && x.len() == m * k && w.len() == n * k);
-    let packed = (m > FEW).then(|| Packed::new(x, m, k, precision));
-    let task_rows = packed.as_ref().map_or(m, Packed::task_rows);
+    let packed = Packed::new(x, m, k, precision);
+    let task_rows = packed.task_rows();
     let m_tasks = m.div_ceil(task_rows);
     // Smaller tiles where there would be too few tasks to keep every thread busy to the end.
     let enough = 6 * rayon::current_num_threads();
@@ -145,9 +140,8 @@ pub fn matmul(
         let (rows, height) = (tile.min(n - first), task_rows.min(m - top));
         // A thread keeps its buffers: fresh ones would cost a page fault every 4 KB.
         let Buffers { mut yt, mut up, mut scratch } = BUFFERS.take();
-        let mut product = |yt: &mut Vec<f32>, w| match &packed {
-            Some(packed) => packed.product(yt, &mut scratch, w, first..first + rows, top..top + height),
-            None => few(yt, x, w, first..first + rows, k),
+        let mut product = |yt: &mut Vec<f32>, w| {
+            packed.product(yt, &mut scratch, w, first..first + rows, top..top + height)
         };
         let stride = product(&mut yt, w);
         let used = rows * stride;
@@ -159,7 +153,8 @@ pub fn matmul(
         match then {
             Then::Store | Then::Residual => {}
             Then::Gelu => math::gelu(&mut yt[..used]),
-            Then::Relu => yt[..used].iter_mut().for_each(|v| *v = v.max(0.0)),
+            // not `max`, which would turn NaN into 0
+            Then::Relu => yt[..used].iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v }),
             Then::ScaledResidual(ls) => {
                 let scale = |(y, ls): (&mut [f32], &f32)| y.iter_mut().for_each(|y| *y *= ls);
                 yt.chunks_exact_mut(stride).zip(&ls[first..first + rows]).for_each(scale);
@@ -195,42 +190,6 @@ struct Buffers {
     scratch: Vec<u32>,
 }
 
-/// The transposed product of the weight rows `n` and at most [`FEW`] rows of `x`; returns the distance of its rows.
-fn few(yt: &mut Vec<f32>, x: &[f32], w: Weights, n: Range<usize>, k: usize) -> usize {
-    let m = x.len() / k;
-    yt.resize(TILE_ROWS * m, 0.0);
-    for (y, r) in yt.chunks_exact_mut(m).zip(n) {
-        let at = r * k..(r + 1) * k;
-        for (y, x) in y.iter_mut().zip(x.chunks_exact(k)) {
-            *y = match w {
-                Weights::Bf16(w) => dot_bf16(&w[at.clone()], x),
-                Weights::F32(w) => dot_f32(&w[at.clone()], x),
-            };
-        }
-    }
-    m
-}
-
-/// `Σ w[i] * x[i]` in 64 strands, whose order does not depend on the CPU.
-macro_rules! dot {
-    ($name:ident, $weight:ty, $widen:expr) => {
-        #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-        fn $name(w: &[$weight], x: &[f32]) -> f32 {
-            const STRANDS: usize = 64;
-            let mut sums = [0.0f32; STRANDS];
-            let ((wb, wt), (xb, xt)) = (w.as_chunks::<STRANDS>(), x.as_chunks::<STRANDS>());
-            for (w, x) in wb.iter().zip(xb) {
-                for i in 0..STRANDS {
-                    sums[i] += ($widen)(w[i]) * x[i];
-                }
-            }
-            wt.iter().zip(xt).map(|(&w, x)| ($widen)(w) * x).sum::<f32>() + sums.iter().sum::<f32>()
-        }
-    };
-}
-dot!(dot_bf16, half::bf16, |w: half::bf16| f32::from_bits(u32::from(w.to_bits()) << 16));
-dot!(dot_f32, f32, |w: f32| w);
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,7 +199,7 @@ mod tests {
     /// precisions, with every epilogue that stays exact.
     #[test]
     fn small_integers_are_exact_at_every_edge() {
-        let shapes = [1, 2, 4, 5, 31, 32, 33].map(|m| (m, 49, 66));
+        let shapes = [1, 2, 8, 9, 16, 17, 31, 32, 33].map(|m| (m, 49, 66));
         let more = [
             (7, 1, 2),
             (7, 12, 1024),
@@ -267,6 +226,26 @@ mod tests {
                         assert_eq!(*y, exact, "{precision:?} ({m}, {n}, {k}) at {i}");
                     }
                 }
+            }
+        }
+    }
+
+    /// A row's result has the same bits alone and among any number of others.
+    #[test]
+    fn a_row_does_not_depend_on_the_others() {
+        let (n, k) = (70, 700);
+        let value = |i: usize| ((i * 2_654_435_761) % 1_000_003) as f32 / 500_001.5 - 1.0;
+        let w: Vec<bf16> = (0..n * k).map(|i| bf16::from_f32(value(i + 17))).collect();
+        let x: Vec<f32> = (0..400 * k).map(value).collect();
+        for precision in [Precision::F32, Precision::Bf16] {
+            let run = |m: usize| {
+                let mut y = vec![0.0; m * n];
+                matmul(&mut y, &x[..m * k], Weights::Bf16(&w), n, None, Then::Gelu, precision);
+                y
+            };
+            let alone = run(1);
+            for m in [2, 8, 9, 16, 17, 33, 400] {
+                assert_eq!(run(m)[..n], alone, "{precision:?}, {m} rows");
             }
         }
     }

@@ -54,6 +54,7 @@ impl Piece {
         self.cpu.run(&self.plan, |_, _, _, _| ()).unwrap();
     }
 
+    #[allow(dead_code)] // the bench only runs
     /// Runs; every tap, and the outputs of the nodes called in `nodes`, by name.
     pub fn values(&mut self, nodes: &[&str]) -> BTreeMap<String, Value> {
         self.write();
