@@ -291,7 +291,7 @@ fn check_geometry(info: &KernelInfo, c: &LaunchConfig, o: &Options) -> Result<()
         return bad(format!("grid {gx}x{gy}x{gz}: 1 to 2^31-1 blocks in x, 65535 in y and z"));
     }
     let cluster: u64 = c.cluster.iter().map(|&v| u64::from(v)).product();
-    if cluster == 0 || cluster > 16 || (0..3).any(|i| c.grid[i] % c.cluster[i].max(1) != 0) {
+    if cluster == 0 || cluster > 16 || (0..3).any(|i| !c.grid[i].is_multiple_of(c.cluster[i].max(1))) {
         return bad(format!("cluster {:?}: 1 to 16 blocks that divide the grid {:?}", c.cluster, c.grid));
     }
     if let Some(r) = info.required_cluster
@@ -633,7 +633,7 @@ fn gather(
     out.output = output.into_iter().map(|o| o.1).collect();
     out.fault = fault.map(|f| f.1);
     let mut list: Vec<_> = reports.into_values().collect();
-    list.sort_by(|a, b| a.0.cmp(&b.0));
+    list.sort_by_key(|a| a.0);
     out.reports = list.into_iter().take(options.max_reports).map(|r| r.1).collect();
     if options.counters {
         crate::counters::fill(&mut out.counters, prog, &module.module().ast, &counts, &traffic);

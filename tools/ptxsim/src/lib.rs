@@ -35,6 +35,8 @@
 //! # Ok::<(), ptxsim::Error>(())
 //! ```
 
+#![allow(clippy::needless_range_loop)] // A lane or register number indexes several arrays at once.
+
 mod ast;
 mod check;
 mod counters;

@@ -230,7 +230,7 @@ impl SharedShadow {
         let (first, last) = (at / 4, (at + bytes - 1) / 4);
         let (floor, segment) = (self.floor[w], self.segment[w]);
         let me = (w as u32) << 8;
-        if at % 4 == 0 && bytes.is_multiple_of(4) {
+        if at.is_multiple_of(4) && bytes.is_multiple_of(4) {
             let (a, b) = (first as usize, last as usize + 1);
             let bad = match touch {
                 Touch::Read => {

@@ -44,10 +44,9 @@ fn blocks(body: &FnBody) -> Flow {
         .map(|&(_, e)| {
             let p = &body.pre[e - 1];
             let mut out = Vec::new();
-            if !matches!(p.next, Next::End)
-                && !(p.guard.is_none() && matches!(p.next, Next::Jump(_)))
-                && e < n
-            {
+            let leaves =
+                matches!(p.next, Next::End) || (p.guard.is_none() && matches!(p.next, Next::Jump(_)));
+            if !leaves && e < n {
                 out.push(block_of[e]);
             }
             if p.guard.is_some() && p.next == Next::End && e < n {

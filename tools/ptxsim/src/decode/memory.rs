@@ -124,13 +124,7 @@ impl Decoder<'_> {
         }
         // Registers may be wider than the elements; all of them alike.
         let wide_reg = parts.iter().any(|p| matches!(p, Operand::Reg(r) if self.reg_ty(*r).bytes() == 8));
-        let reg = if wide_reg {
-            Ty::B64
-        } else if ty.bytes() == 8 {
-            Ty::B64
-        } else {
-            Ty::B32
-        };
+        let reg = if wide_reg || ty.bytes() == 8 { Ty::B64 } else { Ty::B32 };
         let mut slots = Vec::new();
         for p in &parts {
             let s = match (load, p) {

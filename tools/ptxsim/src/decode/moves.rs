@@ -95,7 +95,7 @@ impl Decoder<'_> {
                 m.done()?;
                 let get = base == "getctarank";
                 // `.u64` without a space is a generic address.
-                let generic = !shared && ty.bytes() == 8 || get && !shared;
+                let generic = !shared && (ty.bytes() == 8 || get);
                 if shared && ty.bytes() == 8 {
                     return Err(m.unknown("64-bit shared::cluster addresses"));
                 }

@@ -332,6 +332,7 @@ impl Block {
     }
 
     /// Makes this block number `index` of a launch.
+    #[expect(clippy::too_many_arguments, reason = "what a launch fixes, passed once")]
     pub fn reset(
         &mut self,
         index: u64,

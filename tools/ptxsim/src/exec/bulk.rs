@@ -187,7 +187,9 @@ unsafe fn issue(cx: &mut Cx, op: &Op, lane: u32) -> bool {
         copy.map = Some(Box::new(map));
     }
     let align = if b.rank.is_some() { 128 } else { 16 };
-    if copy.shared % align != 0 || (b.rank.is_none() && (global_at % 16 != 0 || copy.bytes % 16 != 0)) {
+    if !copy.shared.is_multiple_of(align)
+        || (b.rank.is_none() && !(global_at.is_multiple_of(16) && copy.bytes.is_multiple_of(16)))
+    {
         let m = format!(
             "bulk copy of {} bytes, shared {:#x}, other side {global_at:#x}: not aligned to {align}",
             copy.bytes, copy.shared
@@ -242,7 +244,7 @@ unsafe fn issue(cx: &mut Cx, op: &Op, lane: u32) -> bool {
         }
     }
     // The mbarrier of each block that gets the bytes is told, at the same offset.
-    let mbarrier = if b.multicast { mat } else { mat | (u32::from(mrank) + 1) * CLUSTER };
+    let mbarrier = if b.multicast { mat } else { mat | ((u32::from(mrank) + 1) * CLUSTER) };
     cx.worker().bulk.push(PendingLoad { copy, warp: warp as u32, ranks, mbarrier, from });
     true
 }

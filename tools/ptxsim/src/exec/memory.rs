@@ -36,7 +36,9 @@ pub(crate) unsafe fn addresses(cx: &Cx, s: u16, mo: &MemOp) -> [u64; LANES] {
 #[cold]
 #[inline(never)]
 fn misaligned(cx: &mut Cx, addr: &[u64; LANES], mask: u32, bytes: u32, space: &str) -> bool {
-    let lane = (0..32).find(|&l| mask >> l & 1 != 0 && addr[l as usize] % u64::from(bytes) != 0).unwrap_or(0);
+    let lane = (0..32)
+        .find(|&l| mask >> l & 1 != 0 && !addr[l as usize].is_multiple_of(u64::from(bytes)))
+        .unwrap_or(0);
     let a = addr[lane as usize];
     cx.fault(
         lane,

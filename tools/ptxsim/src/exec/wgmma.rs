@@ -185,7 +185,7 @@ unsafe fn product(cx: &mut Cx, p: &Pending) -> bool {
     let index = cx.warp().index;
     let (base, limit) = (cx.shared, cx.shared_bytes);
     // One warp of the four stands for all in the checks of shared memory.
-    let checked = cx.track_shared && index % 4 == 0;
+    let checked = cx.track_shared && index.is_multiple_of(4);
     let mut outside = None;
     let mut bad = None;
     let block = cx.block;
@@ -202,8 +202,8 @@ unsafe fn product(cx: &mut Cx, p: &Pending) -> bool {
         *out = unsafe { base.add(at as usize).cast::<[u8; 16]>().read_unaligned() };
         Ok(())
     };
-    // SAFETY: the decoder allocated the slots.
     let a: Result<[Row; 4], ()> = if w.a_in_registers {
+        // SAFETY: the decoder allocated the slots.
         Ok(std::array::from_fn(|i| unsafe { U32::get(cx, slots[nd + i]) }))
     } else {
         w.form.load_a(p.a, w.transpose_a, index % 4, &mut read)
