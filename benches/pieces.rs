@@ -5,6 +5,7 @@
 //! Prints one line of JSON a piece. `tools/bench_torch.py` times the same pieces in PyTorch, turn by turn with this, and writes the record.
 
 #[path = "../tests/common/pieces.rs"]
+#[allow(dead_code)] // The tests use more of it.
 mod pieces;
 
 use mllmseg::reference::{self, Precision, Then, Weights};
