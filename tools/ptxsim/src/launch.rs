@@ -371,7 +371,7 @@ fn work(s: &Shared) -> Part {
         checks,
         regions: s.regions.0.clone(),
         hot: [0; 64],
-        traffic: vec![Traffic::default(); if s.options.counters { prog.ops.len() } else { 0 }],
+        traffic: vec![Traffic::default(); prog.ops.len()],
         reports: BTreeMap::new(),
         found: BTreeMap::new(),
         fault: None,
@@ -411,7 +411,7 @@ fn work(s: &Shared) -> Part {
         // The worker outlives `cx`; the lifetime of what it borrows is that of the launch.
         w: (&raw mut worker).cast(),
         counts: counts.as_mut_ptr(),
-        counting: s.options.counters,
+        counting: s.options.counters || s.options.max_instructions > 0,
         watch_registers: false,
         track_shared,
         track_global: checks.has(Checks::GLOBAL_RACE) || checks.has(Checks::UNINIT),

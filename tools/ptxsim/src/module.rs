@@ -236,8 +236,8 @@ impl LoadedModule {
                 places.insert(name, (at, v.bytes));
             }
             for &(v, at) in &data {
-                // Variables start as zero (PTX ISA "Variable Initialization").
-                memory.fill(at, &[0], v.bytes)?;
+                // Variables start as zero (PTX ISA "Variable Initialization"), as fresh memory does.
+                memory.mark_written(at, v.bytes)?;
                 let mut init = v.init.clone();
                 for r in &v.relocs {
                     let Some(&(to, _)) = places.get(&r.symbol) else {

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::{GLOBAL_RACE, Other, UNINIT};
 use crate::exec::Cx;
@@ -86,19 +86,48 @@ pub(crate) fn begin(allocs: &[std::sync::Arc<Alloc>], launch: u32) -> u32 {
     launch % 63 + 1
 }
 
-/// Notes the access of `bytes` at offset `off` of an allocation; true if it races. Bytes not touched before are added to
-/// `distinct`.
+/// Notes the access of `bytes` at offset `off` of an allocation; the word it conflicts with, if it races. Bytes not touched before
+/// are added to `distinct`.
 #[inline(always)]
-fn touch(
-    alloc: &Alloc,
-    off: u64,
-    bytes: u64,
-    epoch: u32,
-    block: u32,
-    touch: Touch,
-    distinct: &mut u64,
-) -> Option<u32> {
+fn touch(alloc: &Alloc, off: u64, bytes: u64, epoch: u32, block: u32, touch: Touch, distinct: &mut u64) -> Option<u32> {
     let shadow = alloc.shadow();
+    if off % 16 != 0 || bytes % 16 != 0 {
+        return touch_part(shadow, off, bytes, epoch, block, touch, distinct);
+    }
+    // Words that such an access leaves as they are: read by all, read by this block, written by this block.
+    let full = |state: u32, owner: u32| {
+        let w = u64::from(epoch << 26 | state << 24 | 0xff << 16 | owner);
+        w << 32 | w
+    };
+    let (many, own, written) = (full(READ, MANY), full(READ, block), full(WRITE, block));
+    let (many, own) = if touch == Touch::Read { (many, own) } else { (written, written) };
+    let written = if matches!(touch, Touch::Strong { .. }) { full(STRONG, MANY) } else { written };
+    let mut race = None;
+    for (k, cell) in shadow[(off / 16) as usize..((off + bytes) / 16) as usize].iter().enumerate() {
+        let pair = cell.load(Relaxed);
+        if pair == many || pair == own || pair == written {
+            continue;
+        }
+        let (lo, hi) = (pair as u32, (pair >> 32) as u32);
+        if lo == hi || (lo >> 26 != epoch && hi >> 26 != epoch) {
+            // Both words change alike.
+            let (new, fresh, bad) = step(lo, epoch, block, 0xff, touch);
+            let new = u64::from(new) << 32 | u64::from(new);
+            if cell.compare_exchange(pair, new, Relaxed, Relaxed).is_ok() {
+                *distinct += 2 * u64::from(fresh.count_ones());
+                race = race.or(bad);
+                continue;
+            }
+        }
+        let bad = touch_part(shadow, off + 16 * k as u64, 16, epoch, block, touch, distinct);
+        race = race.or(bad);
+    }
+    race
+}
+
+/// [`touch`] of any bytes.
+#[inline(never)]
+fn touch_part(shadow: &[AtomicU64], off: u64, bytes: u64, epoch: u32, block: u32, touch: Touch, distinct: &mut u64) -> Option<u32> {
     let mut race = None;
     let (first, last) = (off / 8, (off + bytes - 1) / 8);
     for g in first..=last {
@@ -117,9 +146,7 @@ fn touch(
             let changed = pair & !(0xffff_ffff << shift) | u64::from(new) << shift;
             if cell.compare_exchange_weak(pair, changed, Relaxed, Relaxed).is_ok() {
                 *distinct += u64::from(fresh.count_ones());
-                if let Some(b) = bad {
-                    race = Some(b);
-                }
+                race = race.or(bad);
                 break;
             }
         }
@@ -168,46 +195,34 @@ pub(crate) fn access(cx: &mut Cx, region: &Region, addr: &[u64; 32], mask: u32, 
             contiguous &= addr[l] == addr[0].wrapping_add(l as u64 * u64::from(bytes));
         }
     }
-    let one = |cx: &mut Cx, lane: u32, at: u64, bytes: u64| {
-        let off = at - region.start;
-        if reads {
-            if uninit
-                && !alloc.is_written()
-                && let Some(bad) = alloc.unwritten(off, bytes)
-            {
-                let m = format!(
-                    "reads global byte {:#x} ({bad} bytes into the {}-byte allocation at {:#x}), which nobody wrote",
-                    alloc.addr + bad,
-                    alloc.bytes,
-                    alloc.addr
-                );
-                let lane =
-                    lane + if contiguous { ((bad - off) / u64::from(bytes as u32).max(1)) as u32 } else { 0 };
-                cx.report(lane, ReportKind::UninitGlobal, m, Some(alloc.addr + bad), None);
-            }
-        } else {
-            alloc.mark(off, bytes);
-        }
-        if races {
-            let (epoch, block) = (cx.worker().epoch, (cx.block().index % u64::from(MANY)) as u32);
-            let mut distinct = 0;
-            let race = touch(alloc, off, bytes, epoch, block, how, &mut distinct);
-            cx.worker().distinct += distinct;
-            if let Some(word) = race {
-                tell(cx, lane, at, word, how);
-            }
-        }
-    };
-    if contiguous {
-        one(cx, 0, addr[0], 32 * u64::from(bytes));
-        return;
-    }
-    let mut m = mask;
+    let uninit = reads && uninit && !alloc.is_written();
+    let (epoch, block) = (cx.worker().epoch, (cx.block().index % u64::from(MANY)) as u32);
+    let mut distinct = 0;
+    let mut m = if contiguous { 1 } else { mask };
+    let length = u64::from(bytes) * if contiguous { 32 } else { 1 };
     while m != 0 {
         let l = m.trailing_zeros();
         m &= m - 1;
-        one(cx, l, addr[l as usize], u64::from(bytes));
+        let off = addr[l as usize] - region.start;
+        if uninit && let Some(bad) = alloc.unwritten(off, length) {
+            tell_unwritten(cx, alloc, l + ((bad - off) / u64::from(bytes)) as u32, bad);
+        }
+        if !reads {
+            alloc.mark(off, length);
+        }
+        if races && let Some(word) = touch(alloc, off, length, epoch, block, how, &mut distinct) {
+            tell(cx, l, addr[l as usize], word, how);
+        }
     }
+    cx.worker().distinct += distinct;
+}
+
+#[cold]
+#[inline(never)]
+fn tell_unwritten(cx: &mut Cx, alloc: &Alloc, lane: u32, bad: u64) {
+    let at = alloc.addr + bad;
+    let m = format!("reads global byte {at:#x} ({bad} bytes into the {}-byte allocation at {:#x}), which nobody wrote", alloc.bytes, alloc.addr);
+    cx.report(lane, ReportKind::UninitGlobal, m, Some(at), None);
 }
 
 #[cold]

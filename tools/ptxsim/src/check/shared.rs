@@ -234,7 +234,7 @@ impl SharedShadow {
             let (a, b) = (first as usize, last as usize + 1);
             let bad = match touch {
                 Touch::Read => {
-                    read_range(&mut self.writes[a..b], &mut self.reads[a..b], w as u32, floor, segment)
+                    read_range(&self.writes[a..b], &mut self.reads[a..b], w as u32, floor, segment)
                 }
                 Touch::Write => {
                     let new = segment << STAMP_SHIFT | me | 0xff;
@@ -276,33 +276,42 @@ impl SharedShadow {
     #[inline(always)]
     fn quads(&mut self, w: usize, at: &[u32; 32], mask: u32, touch: Touch, pc: u32) -> u32 {
         let (floor, segment, w) = (self.floor[w], self.segment[w], w as u32);
+        let mut top = 0;
+        for l in 0..32 {
+            top = top.max(if mask >> l & 1 != 0 { at[l] } else { 0 });
+        }
+        if top as usize / 4 + 4 > self.writes.len() {
+            return mask;
+        }
         let mut odd = 0;
         for l in 0..32 {
             if mask >> l & 1 == 0 {
                 continue;
             }
             let g = at[l] as usize / 4;
-            let quad = |v: &mut [u32]| -> *mut [u32; 4] { v[g..g + 4].as_mut_ptr().cast() };
-            let (writes, write_pc, read_pc) =
-                (quad(&mut self.writes), quad(&mut self.write_pc), quad(&mut self.read_pc));
-            let reads: *mut [u64; 4] = self.reads[g..g + 4].as_mut_ptr().cast();
-            // SAFETY: the four slices were just found to have four elements from `g` on.
-            let (writes, reads) = unsafe { (&mut *writes, &mut *reads) };
-            let bad = match touch {
-                Touch::Read => read_quad(writes, reads, w, floor, segment),
-                Touch::Write => write_quad(writes, reads, w, floor, segment << STAMP_SHIFT | w << 8 | 0xff),
-                Touch::Issue => write_quad(writes, reads, w, floor, FLIGHT << STAMP_SHIFT | w << 8 | 0xff),
+            // SAFETY: `top` is the largest of these addresses, and all four lists have as many elements as `writes`.
+            let (writes, reads, write_pc, read_pc) = unsafe {
+                (
+                    &mut *self.writes.as_mut_ptr().add(g).cast::<[u32; 4]>(),
+                    &mut *self.reads.as_mut_ptr().add(g).cast::<[u64; 4]>(),
+                    &mut *self.write_pc.as_mut_ptr().add(g).cast::<[u32; 4]>(),
+                    &mut *self.read_pc.as_mut_ptr().add(g).cast::<[u32; 4]>(),
+                )
+            };
+            let (pcs, bad) = match touch {
+                Touch::Read => (read_pc, read_quad(writes, reads, w, floor, segment)),
+                Touch::Write => (write_pc, write_quad(writes, reads, w, floor, segment << STAMP_SHIFT | w << 8 | 0xff)),
+                Touch::Issue => (write_pc, write_quad(writes, reads, w, floor, FLIGHT << STAMP_SHIFT | w << 8 | 0xff)),
                 Touch::Land => {
                     *writes = [segment << STAMP_SHIFT | w << 8 | 0xff; 4];
                     continue;
                 }
-                Touch::Atomic | Touch::AsyncRead => true,
+                Touch::Atomic | Touch::AsyncRead => (write_pc, true),
             };
             if bad {
                 odd |= 1 << l;
             } else {
-                // SAFETY: as above.
-                unsafe { *if touch == Touch::Read { read_pc } else { write_pc } = [pc; 4] };
+                *pcs = [pc; 4];
             }
         }
         odd
@@ -374,43 +383,37 @@ impl SharedShadow {
     }
 }
 
-/// [`read_range`] of four granules.
+/// [`read_range`] of four granules that are alike; others are looked at one by one.
 #[inline(always)]
 fn read_quad(writes: &[u32; 4], reads: &mut [u64; 4], w: u32, floor: u32, segment: u32) -> bool {
-    let limit = ((floor + 1) << STAMP_SHIFT).wrapping_sub(1);
-    let mut odd = 0u32;
-    for &x in writes {
-        let own = (x >> 8 & 31 == w) & (x >> STAMP_SHIFT != FLIGHT);
-        odd |= u32::from((x & 0xf != 0xf) | !((x <= limit) | own));
+    let (x, r) = (writes[0], reads[0]);
+    if *writes != [x; 4] || *reads != [r; 4] {
+        return read_range(writes, reads, w, floor, segment);
     }
-    if odd != 0 {
+    let limit = ((floor + 1) << STAMP_SHIFT).wrapping_sub(1);
+    let own = (x >> 8 & 31 == w) & (x >> STAMP_SHIFT != FLIGHT);
+    if (x & 0xf != 0xf) | !((x <= limit) | own) {
         return true;
     }
     let mine = 1 << (32 + w) | u64::from(segment) << 8 | 0xf;
-    let all = [mine; 4];
-    if *reads == all {
-        return false;
-    }
-    for r in reads {
-        let stale = (*r >> 8) & 0xff_ffff <= u64::from(floor);
-        *r = if stale { mine } else { *r | 1 << (32 + w) | 0xf };
+    if r != mine {
+        let stale = (r >> 8) & 0xff_ffff <= u64::from(floor);
+        *reads = [if stale { mine } else { r | 1 << (32 + w) | 0xf }; 4];
     }
     false
 }
 
-/// [`write_range`] of four granules.
+/// [`write_range`] of four granules that are alike; others are looked at one by one.
 #[inline(always)]
 fn write_quad(writes: &mut [u32; 4], reads: &mut [u64; 4], w: u32, floor: u32, new: u32) -> bool {
-    let limit = ((floor + 1) << STAMP_SHIFT).wrapping_sub(1);
-    let me = 1u64 << w;
-    let mut odd = 0u32;
-    for i in 0..4 {
-        let (x, r) = (writes[i], reads[i]);
-        let own = (x >> 8 & 31 == w) & (x >> STAMP_SHIFT != FLIGHT);
-        let stale = (r >> 8) & 0xff_ffff <= u64::from(floor);
-        odd |= u32::from(!((x <= limit) | own) | !(stale | (r >> 32 == me)));
+    let (x, r) = (writes[0], reads[0]);
+    if *writes != [x; 4] || *reads != [r; 4] {
+        return write_range(writes, reads, w, floor, new);
     }
-    if odd != 0 {
+    let limit = ((floor + 1) << STAMP_SHIFT).wrapping_sub(1);
+    let own = (x >> 8 & 31 == w) & (x >> STAMP_SHIFT != FLIGHT);
+    let stale = (r >> 8) & 0xff_ffff <= u64::from(floor);
+    if !((x <= limit) | own) | !(stale | (r >> 32 == 1 << w)) {
         return true;
     }
     *writes = [new; 4];
@@ -420,7 +423,7 @@ fn write_quad(writes: &mut [u32; 4], reads: &mut [u64; 4], w: u32, floor: u32, n
 
 /// Reads of whole granules; true if any needs a closer look (nothing is changed for it then).
 #[inline(always)]
-fn read_range(writes: &mut [u32], reads: &mut [u64], w: u32, floor: u32, segment: u32) -> bool {
+fn read_range(writes: &[u32], reads: &mut [u64], w: u32, floor: u32, segment: u32) -> bool {
     let limit = ((floor + 1) << STAMP_SHIFT).wrapping_sub(1);
     let mut odd = false;
     for &x in writes.iter() {

@@ -9,7 +9,7 @@ use crate::program::{Layout, Op, OpInfo, Program, Table, Target};
 use crate::{Error, Result};
 
 /// Bits of liveness that are worth their memory; beyond, every register keeps a slot of its own.
-const MAX_LIVENESS: usize = 1 << 31;
+const MAX_LIVENESS: usize = 1 << 30;
 
 /// Basic blocks: first instruction, one past the last, successors.
 struct Flow {

@@ -441,10 +441,10 @@ impl Decoder<'_> {
         let ty = m.ty()?;
         m.done()?;
         if ty == Ty::Pred {
-            let d = self.pred_dst(&inst.operands[0])?;
             if inst.operands.len() != if base == "not" { 2 } else { 3 } {
                 return self.bad("wrong number of operands");
             }
+            let d = self.pred_dst(&inst.operands[0])?;
             let (a, na) = self.pred(&inst.operands[1])?;
             let (b, nb) = match inst.operands.get(2) {
                 Some(b) => self.pred(b)?,

@@ -107,6 +107,12 @@ impl Decoder<'_> {
                 }
                 self.emit(cf::<mv::Nop>(), Class::Other, &[]);
             }
+            "createpolicy" => {
+                // A policy changes no result; 0 is one like any other.
+                let Some(d) = inst.operands.first() else { return self.bad("has no destination") };
+                let slots = [self.dst(d, Ty::B64)?, self.constant(0, true)?];
+                self.emit(cf::<mv::Mov64>(), Class::Move, &slots);
+            }
             "membar" | "fence" => self.fence(m)?,
             _ => return Ok(false),
         }

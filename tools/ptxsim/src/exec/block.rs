@@ -432,9 +432,9 @@ impl Block {
         // The fragment is out of the list while it runs.
         warp.frags.swap_remove(f);
         cx.block = self;
-        // SAFETY: `cx` now describes this warp, whose register file was sized for the program; the program's slots were
+        // `cx` now describes this warp, whose register file was sized for the program; the program's slots were
         // allocated inside it by the decoder, and `pc` stays inside the program because every path ends in `exit`.
-        unsafe { interpret(cx) }
+        interpret(cx);
         let landed = super::bulk::drain(cx);
         let warp = &mut self.warps[w];
         let frag = Frag { pc: cx.pc, mask: cx.mask, node: cx.node, frame: cx.frame, state: State::Ready };
@@ -537,11 +537,9 @@ impl Block {
     }
 }
 
-/// Runs the fragment in `cx` until it stops.
-///
-/// # Safety
-/// `cx` must describe a fragment of the program that it names.
-unsafe fn interpret(cx: &mut Cx) {
+super::versions! {
+/// Runs the fragment in `cx` until it stops. The caller promises that `cx` describes a fragment of the program it names.
+fn interpret(cx: &mut Cx) -> () {
     let prog = cx.prog();
     let ops = prog.ops.as_ptr();
     // SAFETY: `pc` is inside the program: the decoder checked every target and put an `exit` at every end. The
@@ -588,4 +586,5 @@ unsafe fn interpret(cx: &mut Cx) {
             }
         }
     }
+}
 }
