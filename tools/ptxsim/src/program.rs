@@ -43,6 +43,8 @@ pub(crate) struct MemOp {
     pub wide: bool,
     /// Volatile, relaxed, acquire or release: ordered with other such accesses, so no race with them.
     pub strong: bool,
+    pub acquire: bool,
+    pub release: bool,
     /// The registers have 64 bits where the elements have fewer.
     pub reg_wide: bool,
     /// Slots of the elements, in [`Program::extra`].

@@ -161,7 +161,7 @@ impl Decoder<'_> {
 
     fn load(&mut self, m: &mut Mods, inst: &Inst) -> Result<()> {
         let named = space_of(m);
-        let (strong, acquire, _) = order(m);
+        let (strong, acquire, release) = order(m);
         hints(m);
         let vec = Self::vector(m);
         let ty = m.ty()?;
@@ -191,6 +191,8 @@ impl Decoder<'_> {
             signed: ty.is_signed(),
             wide,
             strong,
+            acquire,
+            release,
             reg_wide,
             regs: 0,
         };
@@ -228,7 +230,7 @@ impl Decoder<'_> {
             return Err(m.unknown("asynchronous stores"));
         }
         let named = space_of(m);
-        let (strong, _, release) = order(m);
+        let (strong, acquire, release) = order(m);
         hints(m);
         let vec = Self::vector(m);
         let ty = m.ty()?;
@@ -260,6 +262,8 @@ impl Decoder<'_> {
             signed: false,
             wide,
             strong,
+            acquire,
+            release,
             reg_wide,
             regs: 0,
         };
@@ -329,6 +333,8 @@ impl Decoder<'_> {
             vec: vec as u8,
             wide,
             strong: true,
+            acquire,
+            release,
             ..MemOp::default()
         });
         let mut list = Vec::new();

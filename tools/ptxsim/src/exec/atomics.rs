@@ -238,7 +238,8 @@ unsafe fn atom(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
             let mut hosts = [0u64; LANES];
             let found = if sp == space::GLOBAL {
                 if cx.prog().has_fences {
-                    strong_sync(cx, &a, lanes_in, true, true);
+                    let releases = mo.release || cx.block().fenced;
+                    strong_sync(cx, &a, lanes_in, true, releases);
                 }
                 // An atomic reads what is there: bytes that nobody wrote are reported as for a load.
                 uninit_global(cx, &a, lanes_in, size);

@@ -290,6 +290,8 @@ pub(crate) struct Block {
     pub done: bool,
     /// Threads that ended.
     pub any_exit: bool,
+    /// A fence of a scope above the block has run.
+    pub fenced: bool,
     pub order: Vec<u32>,
     /// Bytes of asynchronous copies not waited for.
     pub in_flight: u64,
@@ -326,6 +328,7 @@ impl Block {
             clock: 0,
             done: false,
             any_exit: false,
+            fenced: false,
             order: Vec::new(),
             in_flight: 0,
         }
@@ -363,6 +366,7 @@ impl Block {
         self.clock = 1000;
         self.done = false;
         self.any_exit = false;
+        self.fenced = false;
         self.in_flight = 0;
         self.order.clear();
         self.order.extend(0..self.nwarps as u32);
@@ -507,6 +511,20 @@ impl Block {
                     }
                 }
             }
+        }
+        let mut elsewhere = Vec::new();
+        for w in &self.warps[..self.nwarps] {
+            for f in &w.frags {
+                if let State::Waiting(Wait::Lanes { mask, pc, .. }) = f.state {
+                    elsewhere.push((w.index, pc.min(f.pc), f.mask, mask & w.live() & !f.mask));
+                }
+            }
+        }
+        for (warp, pc, mask, missing) in elsewhere {
+            cx.block = self;
+            cx.warp = &mut self.warps[warp as usize];
+            let m = format!("lanes {mask:#010x} wait for lanes {missing:#010x} of their mask, which never come");
+            cx.report_at(pc, mask, ReportKind::WrongMask, m, None, None);
         }
         if let Some((pc, warp, mask)) = first {
             cx.block = self;

@@ -325,7 +325,9 @@ pub(crate) fn hosts_of(
             if mo.strong {
                 cx.worker().polled |= !writes;
                 if cx.prog().has_fences {
-                    strong_sync(cx, addr, mask, !writes, writes);
+                    // Relaxed accesses order blocks only together with fences.
+                    let fenced = cx.block().fenced;
+                    strong_sync(cx, addr, mask, !writes && (mo.acquire || fenced), writes && (mo.release || fenced));
                 }
             }
             global_hosts(cx, addr, mask, size, how(mo, writes), hosts)
@@ -795,7 +797,8 @@ pub(crate) fn assert_fail(cx: &mut Cx, call: &Call, mask: u32) -> Flow {
 pub(crate) struct Fence;
 impl Exec for Fence {
     #[inline(always)]
-    unsafe fn run(_: &mut Cx, _: &Op, _: u32) -> Flow {
+    unsafe fn run(cx: &mut Cx, op: &Op, _: u32) -> Flow {
+        cx.block().fenced |= op.imm & 1 != 0;
         Flow::Next
     }
 }
