@@ -136,3 +136,20 @@ fn opcodes_are_listed_with_what_can_be_run() {
         rows.as_array().unwrap().iter().find(|r| r["form"].as_str().unwrap().starts_with("vadd4")).unwrap();
     assert!(odd["unsupported"].is_string(), "{odd}");
 }
+
+/// The halves of a double go through registers that the text calls `%temp` and never reads.
+#[test]
+fn a_result_that_nobody_reads_spoils_no_other() {
+    let folder = folder("halves");
+    let ptx = ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 y, .param .f64 v)\n{\n\
+        .reg .b32 %r<5>; .reg .f64 %fd<3>; .reg .b64 %rd1;\n\
+        ld.param.u64 %rd1, [y]; ld.param.f64 %fd1, [v];\n\
+        { .reg .b32 %temp; mov.b64 {%r1, %temp}, %fd1; }\n\
+        { .reg .b32 %temp; mov.b64 {%temp, %r2}, %fd1; }\n\
+        mov.b64 %fd2, {%r1, %r2}; st.global.f64 [%rd1], %fd2; ret;\n}\n";
+    std::fs::write(folder.join("k.ptx"), ptx).unwrap();
+    let args = "run k.ptx k --grid 1 --block 1 --arg out:8:y --arg f64:1.2345678901234567";
+    let (code, out, err) = ptxsim(&folder, &args.split_whitespace().collect::<Vec<_>>());
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert_eq!(std::fs::read(folder.join("y")).unwrap(), 1.2345678901234567f64.to_le_bytes());
+}
