@@ -89,9 +89,17 @@ pub(crate) fn begin(allocs: &[std::sync::Arc<Alloc>], launch: u32) -> u32 {
 /// Notes the access of `bytes` at offset `off` of an allocation; the word it conflicts with, if it races. Bytes not touched before
 /// are added to `distinct`.
 #[inline(always)]
-fn touch(alloc: &Alloc, off: u64, bytes: u64, epoch: u32, block: u32, touch: Touch, distinct: &mut u64) -> Option<u32> {
+fn touch(
+    alloc: &Alloc,
+    off: u64,
+    bytes: u64,
+    epoch: u32,
+    block: u32,
+    touch: Touch,
+    distinct: &mut u64,
+) -> Option<u32> {
     let shadow = alloc.shadow();
-    if off % 16 != 0 || bytes % 16 != 0 {
+    if !off.is_multiple_of(16) || !bytes.is_multiple_of(16) {
         return touch_part(shadow, off, bytes, epoch, block, touch, distinct);
     }
     // Words that such an access leaves as they are: read by all, read by this block, written by this block.
@@ -127,7 +135,15 @@ fn touch(alloc: &Alloc, off: u64, bytes: u64, epoch: u32, block: u32, touch: Tou
 
 /// [`touch`] of any bytes.
 #[inline(never)]
-fn touch_part(shadow: &[AtomicU64], off: u64, bytes: u64, epoch: u32, block: u32, touch: Touch, distinct: &mut u64) -> Option<u32> {
+fn touch_part(
+    shadow: &[AtomicU64],
+    off: u64,
+    bytes: u64,
+    epoch: u32,
+    block: u32,
+    touch: Touch,
+    distinct: &mut u64,
+) -> Option<u32> {
     let mut race = None;
     let (first, last) = (off / 8, (off + bytes - 1) / 8);
     for g in first..=last {
@@ -221,7 +237,10 @@ pub(crate) fn access(cx: &mut Cx, region: &Region, addr: &[u64; 32], mask: u32, 
 #[inline(never)]
 fn tell_unwritten(cx: &mut Cx, alloc: &Alloc, lane: u32, bad: u64) {
     let at = alloc.addr + bad;
-    let m = format!("reads global byte {at:#x} ({bad} bytes into the {}-byte allocation at {:#x}), which nobody wrote", alloc.bytes, alloc.addr);
+    let m = format!(
+        "reads global byte {at:#x} ({bad} bytes into the {}-byte allocation at {:#x}), which nobody wrote",
+        alloc.bytes, alloc.addr
+    );
     cx.report(lane, ReportKind::UninitGlobal, m, Some(at), None);
 }
 

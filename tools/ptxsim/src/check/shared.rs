@@ -300,8 +300,12 @@ impl SharedShadow {
             };
             let (pcs, bad) = match touch {
                 Touch::Read => (read_pc, read_quad(writes, reads, w, floor, segment)),
-                Touch::Write => (write_pc, write_quad(writes, reads, w, floor, segment << STAMP_SHIFT | w << 8 | 0xff)),
-                Touch::Issue => (write_pc, write_quad(writes, reads, w, floor, FLIGHT << STAMP_SHIFT | w << 8 | 0xff)),
+                Touch::Write => {
+                    (write_pc, write_quad(writes, reads, w, floor, segment << STAMP_SHIFT | w << 8 | 0xff))
+                }
+                Touch::Issue => {
+                    (write_pc, write_quad(writes, reads, w, floor, FLIGHT << STAMP_SHIFT | w << 8 | 0xff))
+                }
                 Touch::Land => {
                     *writes = [segment << STAMP_SHIFT | w << 8 | 0xff; 4];
                     continue;

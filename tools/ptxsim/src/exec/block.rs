@@ -523,7 +523,8 @@ impl Block {
         for (warp, pc, mask, missing) in elsewhere {
             cx.block = self;
             cx.warp = &mut self.warps[warp as usize];
-            let m = format!("lanes {mask:#010x} wait for lanes {missing:#010x} of their mask, which never come");
+            let m =
+                format!("lanes {mask:#010x} wait for lanes {missing:#010x} of their mask, which never come");
             cx.report_at(pc, mask, ReportKind::WrongMask, m, None, None);
         }
         if let Some((pc, warp, mask)) = first {

@@ -327,7 +327,13 @@ pub(crate) fn hosts_of(
                 if cx.prog().has_fences {
                     // Relaxed accesses order blocks only together with fences.
                     let fenced = cx.block().fenced;
-                    strong_sync(cx, addr, mask, !writes && (mo.acquire || fenced), writes && (mo.release || fenced));
+                    strong_sync(
+                        cx,
+                        addr,
+                        mask,
+                        !writes && (mo.acquire || fenced),
+                        writes && (mo.release || fenced),
+                    );
                 }
             }
             global_hosts(cx, addr, mask, size, how(mo, writes), hosts)
