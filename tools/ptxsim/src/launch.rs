@@ -220,6 +220,12 @@ pub fn launch(
     let mut params = config.params.clone();
     params.resize(params.len().max(info.param_bytes as usize) + 16, 0);
 
+    // A cooperative launch finds its workspace (size, barrier) through registers of the driver.
+    let workspace = if config.cooperative { memory.alloc(64, 256)? } else { 0 };
+    if workspace != 0 {
+        memory.fill(workspace, &[0], 64)?;
+        memory.write(workspace, &64u32.to_le_bytes())?;
+    }
     let allocs = memory.snapshot();
     let number = memory.epoch.fetch_add(1, Relaxed);
     let epoch = global::begin(&allocs, number);
@@ -255,6 +261,7 @@ pub fn launch(
         ast: &module.module().ast,
         epoch,
         grid_id: u64::from(number),
+        workspace,
         done: AtomicU64::new(0),
     };
     let parts: Vec<Part> = std::thread::scope(|s| {
@@ -265,6 +272,9 @@ pub fn launch(
         parts
     });
     drop(allocs);
+    if workspace != 0 {
+        memory.free(workspace)?;
+    }
     Ok(gather(&prog, module, config, options, parts, start))
 }
 
@@ -333,6 +343,7 @@ struct Shared<'a> {
     ast: &'a Ast,
     epoch: u32,
     grid_id: u64,
+    workspace: u64,
     done: AtomicU64,
 }
 
@@ -562,6 +573,8 @@ fn start(s: &Shared, r: &mut Resident, index: u64, track: bool) {
         set(Sreg::SmId, linear % u64::from(s.options.gpu.sms));
         set(Sreg::NsmId, u64::from(s.options.gpu.sms));
         set(Sreg::GridId, s.grid_id);
+        set(Sreg::Env1, s.workspace >> 32);
+        set(Sreg::Env2, s.workspace & 0xffff_ffff);
         set(Sreg::ClusterCtarank, u64::from(rank));
         set(Sreg::ClusterNctarank, u64::from(n));
         set(Sreg::DynamicSmem, u64::from(s.config.dynamic_shared));

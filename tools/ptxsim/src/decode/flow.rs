@@ -54,6 +54,10 @@ impl Decoder<'_> {
             "ret" => {
                 m.has("uni");
                 m.done()?;
+                for (k, &r) in self.f.result_regs.iter().enumerate() {
+                    let at = self.result_cells[k].0;
+                    self.local_cell(at.into(), Slot::Use(r), self.reg_ty(r).bytes() == 8, false)?;
+                }
                 let f = if self.f.kernel { cf::<control::Exit>() } else { cf::<control::Ret>() };
                 self.emit(f, Class::Control, &[]).next = Next::End;
             }
@@ -92,21 +96,42 @@ impl Decoder<'_> {
             Some(Operand::List(l)) => l.clone(),
             _ => Vec::new(),
         };
-        let cells = |d: &mut Self, list: &[Operand]| -> Result<Vec<(u32, u32)>> {
-            list.iter()
-                .map(|o| match o {
-                    Operand::Var(v, 0) => {
-                        let (at, space) = d.place(*v)?;
-                        if space != crate::ast::Space::Local {
-                            return d.bad("arguments are `.param` variables of the caller");
-                        }
-                        Ok((at as u32, d.f.vars[*v as usize].bytes as u32))
-                    }
-                    _ => d.bad("arguments are `.param` variables"),
-                })
-                .collect()
+        let cell = |d: &mut Self, o: &Operand| -> Result<Option<(u32, u32)>> {
+            let Operand::Var(v, 0) = o else { return Ok(None) };
+            let (at, space) = d.place(*v)?;
+            if space != crate::ast::Space::Local {
+                return d.bad("arguments are `.param` variables of the caller");
+            }
+            Ok(Some((at as u32, d.f.vars[*v as usize].bytes as u32)))
         };
-        let (args, results) = (cells(self, &args)?, cells(self, &results)?);
+        let (mut arg_cells, mut result_cells, mut to_load) = (Vec::new(), Vec::new(), Vec::new());
+        for o in &args {
+            let c = match cell(self, o)? {
+                Some(c) => c,
+                None => {
+                    // A register or a number: stored to a cell of its own first.
+                    let at = self.place_local(8, 8)?;
+                    let wide = !matches!(o, Operand::Reg(r) if self.reg_ty(*r).bytes() < 8);
+                    let value = self.src(o, if wide { Ty::B64 } else { Ty::B32 })?;
+                    self.local_cell(at, value, wide, false)?;
+                    (at as u32, 8)
+                }
+            };
+            arg_cells.push(c);
+        }
+        for o in &results {
+            let c = match (cell(self, o)?, o) {
+                (Some(c), _) => c,
+                (None, Operand::Reg(r)) => {
+                    let at = self.place_local(8, 8)?;
+                    to_load.push((at, *r));
+                    (at as u32, 8)
+                }
+                _ => return self.bad("results are registers or `.param` variables"),
+            };
+            result_cells.push(c);
+        }
+        let (args, results) = (arg_cells, result_cells);
         let (target, name, slot) = match callee {
             Operand::Symbol(name, _) => {
                 let system = match name.as_str() {
@@ -138,6 +163,9 @@ impl Decoder<'_> {
         self.t.calls.push((Call { target, args, results }, name));
         let x = (self.t.calls.len() - 1) as u32;
         self.emit(cf::<control::CallOp>(), Class::Control, &[slot]).x = x;
+        for (at, r) in to_load {
+            self.local_cell(at, Slot::Def(r), self.reg_ty(r).bytes() == 8, true)?;
+        }
         Ok(())
     }
 }

@@ -150,6 +150,22 @@ impl Decoder<'_> {
         Ok((slots, wide_reg && ty.bytes() < 8))
     }
 
+    /// Loads a register from a cell of local memory, or stores it there.
+    pub(super) fn local_cell(&mut self, at: u64, reg: Slot, wide: bool, load: bool) -> Result<()> {
+        let bytes = if wide { 8 } else { 4 };
+        let address = self.constant(at, true)?;
+        let x = self.mem(MemOp { bytes, vec: 1, wide: true, ..MemOp::default() });
+        let f = if load { by_size!(Ld, bytes) } else { by_size!(St, bytes) };
+        let mut p = self.pre(f, if load { Class::Load } else { Class::Store });
+        p.s[1] = address;
+        p.list = vec![reg];
+        p.list_at = ListAt::Mem;
+        p.x = x;
+        p.imm = number(Space::Local);
+        self.push(p);
+        Ok(())
+    }
+
     fn vector(m: &mut Mods) -> usize {
         match m.one_of(&["v2", "v4", "v8"]) {
             Some("v2") => 2,

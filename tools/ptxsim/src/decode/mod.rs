@@ -282,6 +282,8 @@ fn decode_function(
         inst: None,
         callees: Vec::new(),
         param_bytes: 0,
+        param_cells: Vec::new(),
+        result_cells: Vec::new(),
     };
     d.place_params()?;
     let mut start = Vec::with_capacity(f.insts.len() + 1);
@@ -308,8 +310,10 @@ fn decode_function(
             .map(|&v| (d.places[v as usize].unwrap_or(0) as u32, f.vars[v as usize].bytes as u32))
             .collect()
     };
-    let (params, results) =
-        if f.kernel { (Vec::new(), Vec::new()) } else { (cells(&d, &f.params), cells(&d, &f.results)) };
+    let (mut params, mut results): (Vec<_>, Vec<_>) =
+        if f.kernel { Default::default() } else { (cells(&d, &f.params), cells(&d, &f.results)) };
+    params.append(&mut d.param_cells);
+    results.append(&mut d.result_cells);
     let (pre, regs, callees) = (d.pre, d.regs, d.callees);
     Ok(FnBody { pre, start, regs, params, results, local: (local / 4, t.local.div_ceil(4)), callees })
 }
@@ -328,6 +332,9 @@ pub(crate) struct Decoder<'a> {
     inst: Option<&'a Inst>,
     callees: Vec<String>,
     param_bytes: u32,
+    /// Cells of parameters and results that are registers.
+    param_cells: Vec<(u32, u32)>,
+    result_cells: Vec<(u32, u32)>,
 }
 
 /// Parts of an opcode that have not been understood yet.
@@ -583,8 +590,15 @@ impl Decoder<'_> {
                 let var = &self.f.vars[v as usize];
                 self.places[v as usize] = Some(self.place_local(var.bytes.max(8), var.align)?);
             }
-            if !self.f.param_regs.is_empty() || !self.f.result_regs.is_empty() {
-                return Err(Error::unsupported(self.f.line, ".func with .reg parameters", ""));
+            // Parameters that are registers travel through cells, too.
+            for &r in &self.f.param_regs {
+                let at = self.place_local(8, 8)?;
+                self.param_cells.push((at as u32, 8));
+                self.local_cell(at, Slot::Def(r), self.reg_ty(r).bytes() == 8, true)?;
+            }
+            for _ in &self.f.result_regs {
+                let at = self.place_local(8, 8)?;
+                self.result_cells.push((at as u32, 8));
             }
         }
         Ok(())

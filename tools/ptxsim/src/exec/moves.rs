@@ -153,9 +153,14 @@ pub(crate) enum Sreg {
     ClusterNctarank,
     DynamicSmem,
     TotalSmem,
+    /// Upper and lower half of the address of a cooperative launch's workspace.
+    Env1,
+    Env2,
+    /// Registers of the driver that hold nothing here.
+    Zero,
 }
 impl Sreg {
-    pub const COUNT: usize = Sreg::TotalSmem as usize + 1;
+    pub const COUNT: usize = Sreg::Zero as usize + 1;
     /// The register of that name, and whether it has 64 bits.
     pub fn of(name: &str) -> Option<(Sreg, bool)> {
         use Sreg::*;
@@ -196,6 +201,9 @@ impl Sreg {
             "%cluster_nctarank" => ClusterNctarank,
             "%dynamic_smem_size" => DynamicSmem,
             "%total_smem_size" => TotalSmem,
+            "%envreg1" => Env1,
+            "%envreg2" => Env2,
+            _ if name.strip_prefix("%envreg").is_some_and(|n| n.parse::<u32>().is_ok_and(|n| n < 32)) => Zero,
             "%clock64" => return Some((Clock64, true)),
             "%globaltimer" => return Some((GlobalTimer, true)),
             "%gridid" => return Some((GridId, true)),

@@ -203,7 +203,9 @@ pub const F32_NAN: f32 = f32::from_bits(0x7fff_ffff);
 /// `x`, with every NaN replaced by `0x7fffffff`.
 #[inline(always)]
 pub fn canonical(x: f32) -> f32 {
-    if x.is_nan() { F32_NAN } else { x }
+    // On the bits: compilers may take any NaN for any other where they see floats.
+    let bits = x.to_bits();
+    f32::from_bits(if bits & 0x7fff_ffff > 0x7f80_0000 { 0x7fff_ffff } else { bits })
 }
 
 /// An IEEE-like value of `MAN` fraction bits below an exponent with this `BIAS`, sign at bit `SIGN`.
