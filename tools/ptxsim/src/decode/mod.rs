@@ -121,6 +121,15 @@ pub(crate) fn decode(ast: &Ast, kernel: &Function, resolve: &dyn Resolve) -> Res
         }
         bodies.push(body);
         k += 1;
+        if k == functions.len() && t.calls.iter().any(|c| matches!(c.0.target, Target::Register(_))) {
+            // A pointer may be that of any function that a variable's initial value names.
+            let named = |f: &&Function| ast.vars.iter().any(|v| v.relocs.iter().any(|r| r.symbol == f.name));
+            for f in ast.functions.iter().filter(|f| f.has_body && !f.kernel).filter(named) {
+                if !functions.iter().any(|g| g.name == f.name) {
+                    functions.push(f);
+                }
+            }
+        }
     }
     alloc::assemble(ast, kernel, &functions, bodies, t, resolve)
 }

@@ -90,6 +90,8 @@ pub(crate) struct Warp {
     /// Lanes that arrived at the cluster barrier and have not waited, and the phase they arrived in.
     pub cluster_arrived: u32,
     pub cluster_phase: u64,
+    /// Polls of an mbarrier in a row that found it not ready.
+    pub polls: u32,
     pub bulk: super::bulk::WarpBulk,
     pub wgmma: super::wgmma::WarpWgmma,
 }
@@ -117,6 +119,7 @@ impl Warp {
             copies: WarpCopies::default(),
             cluster_arrived: 0,
             cluster_phase: 0,
+            polls: 0,
             bulk: super::bulk::WarpBulk::default(),
             wgmma: super::wgmma::WarpWgmma::default(),
         }
@@ -153,6 +156,7 @@ impl Warp {
         self.free_frames.clear();
         self.copies.reset();
         self.cluster_arrived = 0;
+        self.polls = 0;
         self.bulk.reset();
         self.wgmma.reset(prog.rows);
     }
@@ -510,6 +514,26 @@ impl Block {
                         ));
                     }
                 }
+            }
+        }
+        let mut unbalanced = Vec::new();
+        for w in &self.warps[..self.nwarps] {
+            for f in &w.frags {
+                if let State::Waiting(Wait::Mbarrier { rank, addr }) = f.state {
+                    unbalanced.push((w.index, f.pc, f.mask, rank, addr));
+                }
+            }
+        }
+        for (warp, pc, mask, rank, addr) in unbalanced {
+            cx.block = self;
+            cx.warp = &mut self.warps[warp as usize];
+            let tx = cx.peer(rank).mbarriers.get(&addr).map_or(0, |m| m.tx);
+            if tx != 0 {
+                let (n, what) = (tx.abs(), if tx < 0 { "more" } else { "fewer" });
+                let m = format!(
+                    "the mbarrier at shared {addr:#x} never ends its phase: {n} bytes {what} than expect_tx said have come"
+                );
+                cx.report_at(pc, mask, ReportKind::Mbarrier, m, Some(addr.into()), None);
             }
         }
         let mut elsewhere = Vec::new();

@@ -67,6 +67,8 @@ pub(crate) struct PendingLoad {
     /// Blocks that get it.
     ranks: u32,
     mbarrier: u32,
+    /// Phase of each block's mbarrier when the copy was issued.
+    phases: [u64; 16],
     /// Rank of the source, for copies between blocks.
     from: u16,
 }
@@ -224,12 +226,14 @@ unsafe fn issue(cx: &mut Cx, op: &Op, lane: u32) -> bool {
     let (mrank, mat) = shared_place(cx, mbarrier);
     copy.shared = at;
     let ranks = if b.multicast { ctas } else { 1 << rank };
+    let mut phases = [0; 16];
     let from = if b.way == Way::Across { own } else { 0 };
     for r in (0..16).filter(|r| ranks >> r & 1 != 0) {
         if !inside(cx, r, at, copy.bytes) {
             return outside(cx, lane, at, copy.bytes);
         }
         let bar = if b.multicast { r } else { mrank };
+        phases[r as usize] = cx.peer(bar).mbarriers.get(&mat).map_or(0, |m| m.phase);
         if !cx.peer(bar).mbarriers.contains_key(&mat) {
             let m = format!(
                 "bulk copy names the mbarrier at shared {mat:#x} of block {bar}, which is not initialised"
@@ -245,7 +249,7 @@ unsafe fn issue(cx: &mut Cx, op: &Op, lane: u32) -> bool {
     }
     // The mbarrier of each block that gets the bytes is told, at the same offset.
     let mbarrier = if b.multicast { mat } else { mat | ((u32::from(mrank) + 1) * CLUSTER) };
-    cx.worker().bulk.push(PendingLoad { copy, warp: warp as u32, ranks, mbarrier, from });
+    cx.worker().bulk.push(PendingLoad { copy, warp: warp as u32, ranks, mbarrier, phases, from });
     true
 }
 
@@ -388,6 +392,13 @@ fn load(cx: &mut Cx, p: &PendingLoad) -> bool {
             } else {
                 cx.peer(r).shadow.mark(c.shared, c.bytes);
             }
+        }
+        let over = cx.peer(mrank).mbarriers.get(&mat).is_some_and(|m| m.phase != p.phases[r as usize]);
+        if over && cx.check(ASYNC) {
+            let m = format!(
+                "the mbarrier at shared {mat:#x} ended its phase while this copy was in flight: its expect_tx is missing"
+            );
+            cx.report(c.lane, ReportKind::InFlight, m, Some(c.shared.into()), None);
         }
         complete_tx(cx, mrank, mat, moved as i64);
     }
@@ -614,7 +625,12 @@ unsafe fn mbarrier(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
             U64::put(cx, op.s[0], state, mask);
         }
     }
-    Flow::Next
+    if matches!(kind, mb::INIT | mb::INVAL | mb::EXPECT_TX) {
+        return Flow::Next;
+    }
+    // Those who wait for the arrival run before this warp goes on, as they may on a GPU.
+    cx.stop = super::Stop::Yield;
+    Flow::Stop
 }
 
 fn expect(cx: &mut Cx, rank: u16, at: u32, bytes: u32) {
@@ -681,6 +697,9 @@ fn advance(cx: &mut Cx, rank: u16, at: u32) {
     }
 }
 
+/// Polls of an mbarrier in a row after which a warp counts as waiting for it.
+const POLLS: u32 = 1000;
+
 /// `mbarrier.test_wait` and `try_wait`: slots p, address, state or parity; `imm` bit 0: parity, bit 1: try (waits).
 pub(crate) struct MbarrierTest;
 impl Exec for MbarrierTest {
@@ -730,6 +749,10 @@ unsafe fn test(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
                 missing = Some((rank, at));
             }
         }
+        let polls = &mut cx.warp().polls;
+        *polls = if done == 0 { *polls + 1 } else { 0 };
+        // Polling for long is waiting, too: so a deadlock is seen.
+        let tries = tries || *polls > POLLS;
         if done == 0
             && tries
             && let Some((rank, addr)) = missing
