@@ -545,7 +545,11 @@ fn start(s: &Shared, r: &mut Resident, index: u64, track: bool) {
     let (gx, gy) = (u64::from(g[0] / c[0]), u64::from(g[1] / c[1]));
     let at = [(index % gx) as u32, (index / gx % gy) as u32, (index / gx / gy) as u32];
     let clusters = [g[0] / c[0], g[1] / c[1], g[2] / c[2]];
-    let shared = s.prog.static_shared.next_multiple_of(16) + s.config.dynamic_shared;
+    // Dynamic shared memory starts at the next multiple of 16; without any, the static variables end it.
+    let shared = match s.config.dynamic_shared {
+        0 => s.prog.static_shared,
+        n => s.prog.static_shared.next_multiple_of(16) + n,
+    };
     for (rank, b) in r.blocks.iter_mut().enumerate() {
         let rank = rank as u32;
         let inside = [rank % c[0], rank / c[0] % c[1], rank / c[0] / c[1]];

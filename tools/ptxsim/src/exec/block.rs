@@ -516,6 +516,16 @@ impl Block {
                 }
             }
         }
+        let barrier = self.warps[..self.nwarps].iter().find_map(|w| {
+            let f = w.frags.iter().find(|f| matches!(f.state, State::Waiting(Wait::Barrier(_))))?;
+            Some((w.index, f.pc.saturating_sub(1), f.mask))
+        });
+        if let Some((warp, pc, mask)) = barrier {
+            cx.block = self;
+            cx.warp = &mut self.warps[warp as usize];
+            let m = "only a part of the threads that this barrier waits for ever reaches it".into();
+            cx.report_at(pc, mask, ReportKind::PartialBarrier, m, None, None);
+        }
         let mut unbalanced = Vec::new();
         for w in &self.warps[..self.nwarps] {
             for f in &w.frags {
