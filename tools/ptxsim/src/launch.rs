@@ -161,6 +161,8 @@ pub(crate) struct Worker<'a> {
     pub epoch: u32,
     pub sync: &'a global::Sync,
     pub acquired: HashMap<u64, global::Blocks>,
+    /// The same of relaxed reads, until a fence makes them count.
+    pub unfenced: HashMap<u64, global::Blocks>,
     /// Whether global accesses are noted for races and distinct bytes.
     pub track_distinct: bool,
     pub distinct: u64,
@@ -392,6 +394,7 @@ fn work(s: &Shared) -> Part {
         epoch: s.epoch,
         sync: &s.sync,
         acquired: HashMap::new(),
+        unfenced: HashMap::new(),
         track_distinct: checks.has(Checks::GLOBAL_RACE),
         distinct: 0,
         atomics: 0,

@@ -57,19 +57,36 @@ fn contains(set: &Blocks, block: u64) -> bool {
     set.get((block / 64) as usize).is_some_and(|w| w >> (block % 64) & 1 != 0)
 }
 
-/// A strong access to `addr` by the running block: `reads` acquires, `writes` releases.
-pub(crate) fn synchronise(cx: &mut Cx, addr: u64, reads: bool, writes: bool) {
+/// A strong access to `addr` by the running block: whether a read acquires now or at the next fence, whether a write
+/// releases or ends what was released there. Releases come before the access itself and acquisitions after it, so that whoever
+/// sees the value sees the release.
+pub(crate) fn synchronise(cx: &mut Cx, addr: u64, acquires: Option<bool>, releases: Option<bool>) {
     let block = cx.block().index;
     let w = cx.worker();
-    let state = w.acquired.entry(block).or_default();
     let mut table = w.sync.released.lock().unwrap_or_else(|e| e.into_inner());
-    if reads && let Some(r) = table.get(&addr) {
-        join(state, r);
+    if let (Some(now), Some(r)) = (acquires, table.get(&addr)) {
+        let known = if now { &mut w.acquired } else { &mut w.unfenced };
+        join(known.entry(block).or_default(), r);
     }
-    if writes {
-        let r = table.entry(addr).or_default();
-        join(r, state);
-        insert(r, block);
+    match releases {
+        Some(true) => {
+            let r = table.entry(addr).or_default();
+            join(r, w.acquired.entry(block).or_default());
+            insert(r, block);
+        }
+        Some(false) => {
+            table.remove(&addr);
+        }
+        None => {}
+    }
+}
+
+/// A fence of the running block: what its relaxed reads saw is acquired.
+pub(crate) fn fence(cx: &mut Cx) {
+    let block = cx.block().index;
+    let w = cx.worker();
+    if let Some(seen) = w.unfenced.remove(&block) {
+        join(w.acquired.entry(block).or_default(), &seen);
     }
 }
 

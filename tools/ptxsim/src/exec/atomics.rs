@@ -238,8 +238,9 @@ unsafe fn atom(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
             let mut hosts = [0u64; LANES];
             let found = if sp == space::GLOBAL {
                 if cx.prog().has_fences {
-                    let releases = mo.release || cx.block().fenced;
-                    strong_sync(cx, &a, lanes_in, true, releases);
+                    // An update that releases nothing leaves what was released there.
+                    let releases = (mo.release || cx.block().fenced).then_some(true);
+                    strong_sync(cx, &a, lanes_in, None, releases);
                 }
                 // An atomic reads what is there: bytes that nobody wrote are reported as for a load.
                 uninit_global(cx, &a, lanes_in, size);
@@ -260,6 +261,10 @@ unsafe fn atom(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
                         old[k][i] = update(p, kind, sources[k][i], c[i], mo.bytes);
                     }
                 }
+            }
+            if sp == space::GLOBAL && cx.prog().has_fences {
+                let acquires = mo.acquire || cx.block().fenced;
+                strong_sync(cx, &a, lanes_in, Some(acquires), None);
             }
         }
         for (k, old) in old.iter().enumerate() {

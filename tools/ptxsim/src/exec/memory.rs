@@ -324,16 +324,10 @@ pub(crate) fn hosts_of(
         space::GLOBAL => {
             if mo.strong {
                 cx.worker().polled |= !writes;
-                if cx.prog().has_fences {
+                if writes && cx.prog().has_fences {
                     // Relaxed accesses order blocks only together with fences.
-                    let fenced = cx.block().fenced;
-                    strong_sync(
-                        cx,
-                        addr,
-                        mask,
-                        !writes && (mo.acquire || fenced),
-                        writes && (mo.release || fenced),
-                    );
+                    let releases = mo.release || cx.block().fenced;
+                    strong_sync(cx, addr, mask, None, Some(releases));
                 }
             }
             global_hosts(cx, addr, mask, size, how(mo, writes), hosts)
@@ -407,7 +401,13 @@ fn param_hosts(cx: &mut Cx, addr: &[u64; LANES], mask: u32, bytes: u32, hosts: &
 
 /// Acquire and release of strong accesses to global memory, one for each address.
 #[inline(never)]
-pub(crate) fn strong_sync(cx: &mut Cx, addr: &[u64; LANES], mask: u32, reads: bool, writes: bool) {
+pub(crate) fn strong_sync(
+    cx: &mut Cx,
+    addr: &[u64; LANES],
+    mask: u32,
+    acquires: Option<bool>,
+    releases: Option<bool>,
+) {
     if !cx.worker().track_distinct {
         return;
     }
@@ -415,7 +415,7 @@ pub(crate) fn strong_sync(cx: &mut Cx, addr: &[u64; LANES], mask: u32, reads: bo
     while left != 0 {
         let a = addr[left.trailing_zeros() as usize];
         left &= !bits(|i| addr[i] == a);
-        global::synchronise(cx, a, reads, writes);
+        global::synchronise(cx, a, acquires, releases);
     }
 }
 
@@ -565,6 +565,10 @@ impl<const B: usize> Exec for Ld<B> {
                 #[inline(always)]
                 |i| hosts[i] as *const u8,
             );
+            if mo.strong && cx.prog().has_fences && op.imm as u8 != space::SHARED {
+                let acquires = mo.acquire || cx.block().fenced;
+                strong_sync(cx, &addr, mask, Some(acquires), None);
+            }
         }
         Flow::Next
     }
@@ -805,6 +809,9 @@ impl Exec for Fence {
     #[inline(always)]
     unsafe fn run(cx: &mut Cx, op: &Op, _: u32) -> Flow {
         cx.block().fenced |= op.imm & 1 != 0;
+        if op.imm & 1 != 0 {
+            global::fence(cx);
+        }
         Flow::Next
     }
 }

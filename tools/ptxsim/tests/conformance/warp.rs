@@ -1,0 +1,223 @@
+//! Instructions between lanes, special registers, branches, calls and barriers.
+
+use crate::harness::{Want::Bits, check, run};
+
+/// One row a lane: lane `i` gets `f(i)`.
+fn lanes(f: impl Fn(u64) -> Vec<u64>) -> Vec<Vec<u64>> {
+    (0..32).map(f).collect()
+}
+
+#[test]
+fn shuffles() {
+    let value = |i: u64| i * 0x0101 + 7;
+    let rows = lanes(|i| vec![value(i), 0, i]);
+    for (mode, amounts) in
+        [("up", [0, 1, 5, 31]), ("down", [0, 1, 5, 31]), ("bfly", [0, 1, 6, 31]), ("idx", [0, 3, 17, 31])]
+    {
+        for amount in amounts {
+            // The third operand: the segment's mask in bits 8-12, the clamp in bits 0-4.
+            for segment in [0u64, 0x10, 0x18, 0x1c] {
+                let clamp = if mode == "up" { 0 } else { 0x1f };
+                let c = segment << 8 | clamp;
+                // The PTX ISA's pseudo-code for shfl.
+                let source = |lane: u64| {
+                    let max = (lane & segment) | (clamp & !segment);
+                    let min = lane & segment;
+                    let (j, ok) = match mode {
+                        "up" => (lane.wrapping_sub(amount), lane as i64 - amount as i64 >= max as i64),
+                        "down" => (lane + amount, lane + amount <= max),
+                        "bfly" => (lane ^ amount, lane ^ amount <= max),
+                        _ => (min | (amount & !segment), min | (amount & !segment) <= max),
+                    };
+                    if ok { (j, 1) } else { (lane, 0) }
+                };
+                check(
+                    &format!("shfl.sync.{mode}.b32 $d, $a, {amount}, {c}, 0xffffffff;"),
+                    &["b32"; 4],
+                    &rows,
+                    |r| Bits(value(source(r[2]).0)),
+                );
+                check(
+                    &format!(".reg .b32 %x; shfl.sync.{mode}.b32 %x|$d, $a, {amount}, {c}, -1;"),
+                    &["pred", "b32", "b32", "b32"],
+                    &rows,
+                    |r| Bits(source(r[2]).1),
+                );
+            }
+        }
+    }
+    // Each lane names its own source.
+    let rows = lanes(|i| vec![value(i), (i * 7 + 3) % 32]);
+    check("shfl.sync.idx.b32 $d, $a, $b, 31, -1;", &["b32"; 3], &rows, |r| Bits(value(r[1])));
+}
+
+#[test]
+fn votes_and_matches() {
+    let rows = lanes(|i| vec![u64::from(i % 3 == 0), i / 5, i]);
+    let ballot: u64 = (0..32).filter(|i| i % 3 == 0).map(|i| 1 << i).sum();
+    check("vote.sync.ballot.b32 $d, $a, -1;", &["b32", "pred"], &rows, |_| Bits(ballot));
+    check("vote.sync.ballot.b32 $d, !$a, -1;", &["b32", "pred"], &rows, |_| Bits(!ballot & 0xffff_ffff));
+    check("vote.sync.any.pred $d, $a, -1;", &["pred", "pred"], &rows, |_| Bits(1));
+    check("vote.sync.all.pred $d, $a, -1;", &["pred", "pred"], &rows, |_| Bits(0));
+    check("vote.sync.uni.pred $d, $a, -1;", &["pred", "pred"], &rows, |_| Bits(0));
+    check("vote.sync.all.pred $d, $a, -1;", &["pred", "pred"], &lanes(|_| vec![1]), |_| Bits(1));
+    check("vote.sync.uni.pred $d, $a, -1;", &["pred", "pred"], &lanes(|_| vec![0]), |_| Bits(1));
+    let same = |v: u64| (0..32).filter(|i| i / 5 == v).map(|i| 1u64 << i).sum();
+    check("match.any.sync.b32 $d, $b, -1;", &["b32", "b32", "b32"], &rows, |r| Bits(same(r[1])));
+    check("match.any.sync.b64 $d, $b, -1;", &["b32", "b32", "b64"], &rows, |r| Bits(same(r[1])));
+    check("match.all.sync.b32 $d, $b, -1;", &["b32", "b32", "b32"], &rows, |_| Bits(0));
+    check(".reg .pred %p; match.all.sync.b32 $d|%p, $a, -1;", &["b32", "b32"], &lanes(|_| vec![9]), |_| {
+        Bits(0xffff_ffff)
+    });
+    check(".reg .b32 %x; match.all.sync.b32 %x|$d, $a, -1;", &["pred", "b32"], &lanes(|_| vec![9]), |_| {
+        Bits(1)
+    });
+    check("activemask.b32 $d;", &["b32"], &lanes(|_| vec![]), |_| Bits(0xffff_ffff));
+    let elected = run(".reg .b32 %x; elect.sync %x|$d, -1;", &["pred"], &lanes(|_| vec![]));
+    assert_eq!(elected.iter().sum::<u64>(), 1);
+}
+
+#[test]
+fn a_part_of_the_lanes_takes_part() {
+    // Ten rows: lanes 10 to 31 have left.
+    let rows: Vec<Vec<u64>> = (0..10).map(|i| vec![i]).collect();
+    check("activemask.b32 $d;", &["b32", "b32"], &rows, |_| Bits(0x3ff));
+    check("redux.sync.add.u32 $d, $a, 0x3ff;", &["b32", "b32"], &rows, |_| Bits(45));
+    // Even and odd lanes each among themselves.
+    let code = ".reg .pred %p; .reg .b32 %m; and.b32 %m, $a, 1; setp.eq.u32 %p, %m, 0; @%p bra even;\n\
+                redux.sync.add.u32 $d, $a, 0xaaaaaaaa; bra.uni done;\neven: redux.sync.max.u32 $d, $a, 0x55555555;\ndone:";
+    check(code, &["b32", "b32"], &lanes(|i| vec![i]), |r| Bits(if r[0] % 2 == 0 { 30 } else { 256 }));
+}
+
+#[test]
+fn reductions() {
+    let v = |i: u64| (i * 0x1234_5677 + 0x8000_0000) & 0xffff_ffff;
+    let rows = lanes(|i| vec![v(i)]);
+    let all: Vec<u32> = (0..32).map(|i| v(i) as u32).collect();
+    let signed = |v: u32| v as i32;
+    let fold = |f: fn(u32, u32) -> u32| u64::from(all.iter().copied().reduce(f).unwrap());
+    for (op, want) in [
+        ("add.u32", fold(u32::wrapping_add)),
+        ("add.s32", fold(u32::wrapping_add)),
+        ("min.u32", fold(u32::min)),
+        ("max.u32", fold(u32::max)),
+        ("min.s32", u64::from(all.iter().copied().min_by_key(|&v| signed(v)).unwrap())),
+        ("max.s32", u64::from(all.iter().copied().max_by_key(|&v| signed(v)).unwrap())),
+        ("and.b32", fold(|a, b| a & b)),
+        ("or.b32", fold(|a, b| a | b)),
+        ("xor.b32", fold(|a, b| a ^ b)),
+    ] {
+        check(&format!("redux.sync.{op} $d, $a, -1;"), &["b32", "b32"], &rows, |_| Bits(want));
+    }
+}
+
+#[test]
+fn block_votes() {
+    let rows: Vec<Vec<u64>> = (0..64).map(|i| vec![u64::from(i < 40)]).collect();
+    check("barrier.red.popc.u32 $d, 0, $a;", &["b32", "pred"], &rows, |_| Bits(40));
+    check("bar.red.popc.u32 $d, 1, 64, $a;", &["b32", "pred"], &rows, |_| Bits(40));
+    check("bar.red.and.pred $d, 0, $a;", &["pred", "pred"], &rows, |_| Bits(0));
+    check("bar.red.or.pred $d, 0, $a;", &["pred", "pred"], &rows, |_| Bits(1));
+    check("bar.red.or.pred $d, 0, !$a;", &["pred", "pred"], &rows, |_| Bits(1));
+}
+
+#[test]
+fn special_registers() {
+    let rows: Vec<Vec<u64>> = (0..130).map(|i| vec![i]).collect();
+    for (register, f) in [
+        ("%tid.x", (|i| i % 64) as fn(u64) -> u64),
+        ("%ntid.x", |_| 64),
+        ("%ctaid.x", |i| i / 64),
+        ("%nctaid.x", |_| 3),
+        ("%tid.y", |_| 0),
+        ("%ntid.z", |_| 1),
+        ("%laneid", |i| i % 32),
+        ("%warpid", |i| i % 64 / 32),
+        ("%nwarpid", |_| 2),
+        ("%lanemask_eq", |i| 1 << (i % 32)),
+        ("%lanemask_lt", |i| (1 << (i % 32)) - 1),
+        ("%lanemask_le", |i| (2 << (i % 32)) - 1),
+        ("%lanemask_gt", |i| 0xffff_ffff & !((2 << (i % 32)) - 1)),
+        ("%lanemask_ge", |i| 0xffff_ffff & !((1 << (i % 32)) - 1)),
+        ("WARP_SZ", |_| 32),
+        ("%dynamic_smem_size", |_| 0),
+        ("%cluster_nctaid.x", |_| 1),
+        ("%cluster_ctarank", |_| 0),
+    ] {
+        if register != "%nwarpid" {
+            check(&format!("mov.u32 $d, {register};"), &["b32", "b32"], &rows, |r| Bits(f(r[0])));
+        }
+    }
+    // Clocks go on.
+    check(
+        ".reg .u64 %x, %y; mov.u64 %x, %clock64; add.u64 %y, %x, 1; mov.u64 %y, %clock64; setp.ge.u64 $d, %y, %x;",
+        &["pred"],
+        &[vec![]],
+        |_| Bits(1),
+    );
+    check(
+        ".reg .u64 %x, %y; mov.u64 %x, %globaltimer; nanosleep.u32 100; mov.u64 %y, %globaltimer; setp.ge.u64 $d, %y, %x;",
+        &["pred"],
+        &[vec![]],
+        |_| Bits(1),
+    );
+}
+
+#[test]
+fn indexed_branches() {
+    let code = "@!$b bra last; ts: .branchtargets zero, one, last; brx.idx $a, ts; zero: mov.u32 $d, 100; bra.uni end; one: mov.u32 $d, 200; bra.uni end; last: mov.u32 $d, 300; end:";
+    check(code, &["b32", "b32", "pred"], &lanes(|i| vec![i % 3, u64::from(i != 5)]), |r| {
+        Bits(if r[1] == 1 { 100 * (r[0] + 1) } else { 300 })
+    });
+}
+
+#[test]
+fn loops_of_different_lengths_meet_again() {
+    // Lane i adds 1 to i, 3i times; then all lanes vote.
+    let code = ".reg .u32 %k, %m; .reg .pred %p, %q; setp.eq.u32 %q, 0, 0; mul.lo.u32 %k, $a, 3; mov.u32 $d, 0;\n\
+                again: setp.eq.u32 %p, %k, 0; @%p bra met; add.u32 $d, $d, $a; sub.u32 %k, %k, 1; bra again;\n\
+                met: vote.sync.ballot.b32 %m, %q, -1; add.u32 $d, $d, %m;";
+    check(code, &["b32", "b32"], &lanes(|i| vec![i]), |r| {
+        Bits((3 * r[0] * r[0] + 0xffff_ffff) & 0xffff_ffff)
+    });
+}
+
+#[test]
+fn calls() {
+    use ptxsim::{LaunchConfig, LoadedModule, Memory, Module, Options, launch};
+    // A function with two arguments and a result; one that calls itself; a call through a table of pointers.
+    let ptx = ".version 9.0\n.target sm_80\n.address_size 64\n\
+        .func (.param .b32 y) twice_less(.param .b32 a, .param .b32 b) {\n\
+        .reg .b32 %x, %z; ld.param.b32 %x, [a]; ld.param.b32 %z, [b]; shl.b32 %x, %x, 1; sub.s32 %x, %x, %z; st.param.b32 [y], %x; ret;\n}\n\
+        .func (.param .b32 y) triangle(.param .b32 n) {\n\
+        .reg .b32 %n, %m, %r; .reg .pred %p; ld.param.b32 %n, [n]; setp.eq.s32 %p, %n, 0; @%p bra none; sub.s32 %m, %n, 1;\n\
+        { .param .b32 arg; .param .b32 res; st.param.b32 [arg], %m; call.uni (res), triangle, (arg); ld.param.b32 %r, [res]; }\n\
+        add.s32 %n, %n, %r;\nnone: st.param.b32 [y], %n; ret;\n}\n\
+        .func (.param .b32 y) one(.param .b32 n) { .reg .b32 %x; mov.b32 %x, 1; st.param.b32 [y], %x; ret; }\n\
+        .global .align 8 .u64 both[2] = {triangle, one};\n\
+        .visible .entry k(.param .u64 out) {\n\
+        .reg .b32 %t, %x, %y, %z, %i; .reg .u64 %o, %f, %w;\n\
+        proto: .callprototype (.param .b32 _) _ (.param .b32 _);\n\
+        ld.param.u64 %o, [out]; mov.u32 %t, %tid.x; mad.wide.u32 %o, %t, 16, %o;\n\
+        { .param .b32 a; .param .b32 b; .param .b32 y; st.param.b32 [a], %t; st.param.b32 [b], 3; call.uni (y), twice_less, (a, b); ld.param.b32 %x, [y]; }\n\
+        st.global.u32 [%o], %x;\n\
+        mov.b32 %y, 0; st.global.u32 [%o+4], %y;\n\
+        { .param .b32 a; .param .b32 y; st.param.b32 [a], %t; call.uni (y), triangle, (a); ld.param.b32 %z, [y]; }\n\
+        st.global.u32 [%o+8], %z;\n\
+        and.b32 %i, %t, 1; mul.wide.u32 %w, %i, 8; mov.u64 %f, both; add.u64 %f, %f, %w; ld.global.u64 %f, [%f];\n\
+        { .param .b32 a; .param .b32 y; st.param.b32 [a], %t; call (y), %f, (a), proto; ld.param.b32 %z, [y]; }\n\
+        st.global.u32 [%o+12], %z;\n\
+        ret;\n}\n";
+    let memory = Memory::new(1 << 20);
+    let module = LoadedModule::load(Module::parse(ptx).unwrap().into(), &memory).unwrap();
+    let out = memory.alloc(32 * 16, 256).unwrap();
+    let report =
+        launch(&memory, &module, "k", &LaunchConfig::new(1, 32).arg(out), &Options::default()).unwrap();
+    assert!(report.is_clean(), "{:?} {:?}", report.fault, report.reports);
+    let mut got = [[0i32; 4]; 32];
+    memory.read(out, bytemuck::cast_slice_mut(&mut got)).unwrap();
+    for (t, got) in (0..).zip(got) {
+        let triangle = t * (t + 1) / 2;
+        assert_eq!(got, [2 * t - 3, 0, triangle, if t % 2 == 0 { triangle } else { 1 }], "lane {t}");
+    }
+}
