@@ -4,8 +4,8 @@
 //! a time, into a scratch that stays in L2 (widened to f32, or as pairs of bf16). The microkernel keeps `ROWS` weight rows times one
 //! panel in registers: per k it loads the panel's vectors and broadcasts each row's weight. So nothing is transposed but `x`, once, and the result.
 //!
-//! Against the `gemm` crate on widened tiles (which transposes and packs every weight tile again) this is what makes the f32 path as fast as
-//! MKL's: benches/records/. Tested against that crate and, exactly, on small integers.
+//! The `gemm` crate, called on widened tiles, transposes and packs every weight tile again; this does not. How it compares with PyTorch's MKL
+//! is in benches/records/ (slower on one language model layer, on a busy machine). Tested against that crate and, exactly, on small integers.
 
 use super::{Precision, Weights};
 use half::bf16;
