@@ -36,7 +36,7 @@ fn main() {
     let filter = std::env::args().skip(1).find(|a| !a.starts_with('-')).unwrap_or_default();
     let wanted = |name: &str| name.contains(&filter);
     let dir = tempfile::tempdir().expect("a folder for the weights");
-    let made = pieces::Pieces::new(dir.path());
+    let made = pieces::Pieces::new(dir.path(), mllmseg::device::Choice::Cpu);
     let precisions =
         if reference::has_bf16() { vec![Precision::F32, Precision::Bf16] } else { vec![Precision::F32] };
     for precision in precisions {

@@ -1,9 +1,8 @@
 //! Every named value of one run, as the published code would show it: what golden tensors are compared with.
 
 use crate::checkpoint::Checkpoint;
-use crate::device::cpu::{Cpu, Memory};
+use crate::device::{self, Choice, Device, Values};
 use crate::graph::{Tap, Window};
-use crate::models::Bound;
 use crate::models::mllmseg::{Model, Segment, States, Whole, whole};
 use crate::plan::Plan;
 use crate::reference::{Precision, resize};
@@ -96,9 +95,12 @@ pub fn dump(
     special: &Tokens,
     input: &Input,
     names: Option<&Regex>,
+    choice: Choice,
 ) -> Result<BTreeMap<String, Value>> {
     let (model, weights) = Model::bind(checkpoint)?;
-    let run = |ids: &[u32], slots: &[usize]| run(&model, &weights, special, input, ids, slots, names);
+    let mut device = device::open(choice, weights, Precision::F32, &mut |_, _| ())?;
+    let mut run =
+        |ids: &[u32], slots: &[usize]| run(&model, device.as_mut(), special, input, ids, slots, names);
     let at = |wanted: &[Option<u32>]| -> Vec<usize> {
         (0..input.input_ids.len()).filter(|&p| wanted.contains(&Some(input.input_ids[p]))).collect()
     };
@@ -149,7 +151,7 @@ fn ints(data: Vec<i32>) -> Value {
 /// One pass over `ids`, a mask for each position of `slots`.
 fn run(
     model: &Model,
-    weights: &Bound,
+    device: &mut dyn Device,
     special: &Tokens,
     input: &Input,
     ids: &[u32],
@@ -184,28 +186,25 @@ fn run(
     let q = slots.len();
     let mut states = States::default();
     let (graph, io) = whole(model, &mut states, t, q, 1)?;
-    let mut cpu = Cpu::new(weights.clone(), Precision::F32);
-    states.tensors.iter().try_for_each(|t| cpu.allocate(t))?;
-    fill(&mut cpu, &io, input, &rows, &read, &slots)?;
+    states.tensors.iter().try_for_each(|t| device.allocate(t))?;
+    fill(device, &io, input, &rows, &read, &slots)?;
 
     let wanted = |name: &str| names.is_none_or(|n| n.is_match(name));
-    let plan = Plan::new(graph, 4)?;
+    let plan = Plan::new(graph, device.act_bytes())?;
     let mut out = BTreeMap::new();
-    cpu.run(&plan, |i, node, _, memory| {
+    device.run(&plan, true, &mut |i, node, _, values| {
         for tap in plan.graph.taps.iter().filter(|t| t.after == i && wanted(&t.name)) {
-            out.insert(tap.name.clone(), tapped(tap, memory));
+            out.insert(tap.name.clone(), tapped(tap, values)?);
         }
         if let (true, [y]) = (names.is_some_and(|n| n.is_match(&node.name)), node.op.writes().as_slice())
             && matches!(y.dtype, crate::graph::DType::Act | crate::graph::DType::F32)
         {
-            out.insert(
-                node.name.clone(),
-                Value { shape: y.shape.clone(), data: Data::F32(memory.f32(y).to_vec()) },
-            );
+            out.insert(node.name.clone(), Value { shape: y.shape.clone(), data: Data::F32(values.f32(y)?) });
         }
+        Ok(())
     })?;
-    out.insert("logits_prev_argmax".into(), ints(cpu.read_i32(&io.token)));
-    let (size, mask) = (config.force_image_size, cpu.read_f32(&io.masks.probability));
+    out.insert("logits_prev_argmax".into(), ints(device.read_i32(&io.token)?));
+    let (size, mask) = (config.force_image_size, device.f32(&io.masks.probability)?);
     let mut resized = Vec::new();
     for (i, mask) in mask.chunks_exact(size * size).enumerate() {
         out.insert(format!("dec.mask_bits.{i}"), bits(mask));
@@ -222,19 +221,26 @@ fn run(
     Ok(out)
 }
 
-fn fill(cpu: &mut Cpu, io: &Whole, input: &Input, ids: &[i32], read: &[i32], slots: &[i32]) -> Result<()> {
+fn fill(
+    device: &mut dyn Device,
+    io: &Whole,
+    input: &Input,
+    ids: &[i32],
+    read: &[i32],
+    slots: &[i32],
+) -> Result<()> {
     let t = ids.len();
     let positions: Vec<i32> = (0..t as i32).collect();
-    cpu.write(&io.pixel_values, &input.pixel_values)?;
-    cpu.write(&io.rows.ids, ids)?;
-    cpu.write(&io.rows.positions, &positions)?;
-    cpu.write(&io.rows.kv_rows, &positions)?;
-    cpu.write(&io.rows.segments, &Segment { rows: (0, t), seen: [(0, 0); 2], kv: 0 }.fields())?;
-    cpu.write(&io.read, read)?;
-    cpu.write(&io.slot_rows, slots)?;
-    cpu.write(&io.masks.slots, &(0..slots.len() as i32).collect::<Vec<_>>())?;
-    cpu.write(&io.masks.image_of, &vec![0i32; slots.len()])?;
-    cpu.write(&io.masks.masks, &[0, 1, 1].repeat(slots.len())) // the dump resizes by itself: it shows probabilities
+    device.write_f32(&io.pixel_values, &input.pixel_values)?;
+    device.write_i32(&io.rows.ids, ids)?;
+    device.write_i32(&io.rows.positions, &positions)?;
+    device.write_i32(&io.rows.kv_rows, &positions)?;
+    device.write_i32(&io.rows.segments, &Segment { rows: (0, t), seen: [(0, 0); 2], kv: 0 }.fields())?;
+    device.write_i32(&io.read, read)?;
+    device.write_i32(&io.slot_rows, slots)?;
+    device.write_i32(&io.masks.slots, &(0..slots.len() as i32).collect::<Vec<_>>())?;
+    device.write_i32(&io.masks.image_of, &vec![0i32; slots.len()])?;
+    device.write_i32(&io.masks.masks, &[0, 1, 1].repeat(slots.len())) // the dump resizes by itself: it shows probabilities
 }
 
 /// `value >= 0.5`, packed 8 a byte, most significant bit first.
@@ -245,26 +251,30 @@ fn bits(values: &[f32]) -> Value {
 }
 
 /// A tap's value in its published layout.
-fn tapped(tap: &Tap, memory: &Memory) -> Value {
-    published(&tap.value, &tap.shape, tap.channels_first, memory)
+fn tapped(tap: &Tap, values: &dyn Values) -> Result<Value> {
+    published(&tap.value, &tap.shape, tap.channels_first, values)
 }
 
 /// The rows of a window in a published shape, channels before pixels if asked for; see [`Tap`].
-pub fn published(value: &Window, shape: &[usize], channels_first: bool, memory: &Memory) -> Value {
-    let v = memory.window(value);
-    let rows = v.data.chunks_exact(v.stride).map(|row| &row[v.col..v.col + v.width]);
+pub fn published(
+    value: &Window,
+    shape: &[usize],
+    channels_first: bool,
+    values: &dyn Values,
+) -> Result<Value> {
+    let v = values.window(value)?;
     let data = if channels_first {
         let pixels: usize = shape[shape.len() - 2..].iter().product();
         let mut data = vec![0.0; shape.iter().product()];
-        for (n, row) in rows.enumerate() {
+        for (n, row) in v.chunks_exact(value.width).enumerate() {
             let (item, pixel) = (n / pixels, n % pixels);
-            for (c, &value) in row.iter().enumerate() {
-                data[(item * v.width + c) * pixels + pixel] = value;
+            for (c, &v) in row.iter().enumerate() {
+                data[(item * value.width + c) * pixels + pixel] = v;
             }
         }
         data
     } else {
-        rows.flatten().copied().collect()
+        v
     };
-    Value { shape: shape.to_vec(), data: Data::F32(data) }
+    Ok(Value { shape: shape.to_vec(), data: Data::F32(data) })
 }

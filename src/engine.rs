@@ -1,7 +1,7 @@
 //! The engine: a model opened once; pictures and expressions in, masks out.
 
 use crate::checkpoint::Checkpoint;
-use crate::device::cpu::Cpu;
+use crate::device::{self, Choice, Device};
 use crate::graph::Node;
 use crate::image::{Mask, Rgb, normalize, resize_bicubic};
 use crate::models::llm::Rows;
@@ -41,7 +41,9 @@ pub enum Prompting {
 /// How an engine computes.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// What matmuls compute with.
+    /// Where it runs.
+    pub device: Choice,
+    /// What the CPU's matmuls compute with.
     pub precision: Precision,
     /// Which of the exact savings are used.
     pub savings: Savings,
@@ -51,7 +53,12 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { precision: Precision::F32, savings: Savings::ALL, user_text: UserText::Plain }
+        Self {
+            device: Choice::Cpu,
+            precision: Precision::F32,
+            savings: Savings::ALL,
+            user_text: UserText::Plain,
+        }
     }
 }
 
@@ -114,7 +121,7 @@ pub struct Engine {
     checkpoint: Arc<Checkpoint>,
     tokenizer: Tokenizer,
     model: Model,
-    cpu: Cpu,
+    device: Box<dyn Device>,
     options: Options,
     session: Option<Session>,
     observer: Observer,
@@ -151,12 +158,12 @@ impl Engine {
             let expected = format!("at most {has} token ids (llm_config.vocab_size)");
             return Err(Error::file(&checkpoint.dir, expected, format!("{ids} in the tokenizer")));
         }
-        let cpu = Cpu::new(weights, options.precision);
+        let device = device::open(options.device, weights, options.precision, &mut |_, _| ())?;
         Ok(Self {
             checkpoint,
             tokenizer,
             model,
-            cpu,
+            device,
             options,
             session: None,
             observer: None,
@@ -249,22 +256,22 @@ impl Engine {
         if self.session.as_ref().is_some_and(|s| s.kv.k.shape[2] >= cap) {
             return Ok(());
         }
-        let (m, savings) = (&self.model, self.options.savings);
+        let (m, savings, act) = (&self.model, self.options.savings, self.device.act_bytes());
         let mut states = States::default();
         let kv = states.kv_cache(&m.config, cap);
         let (graph, rows) = mllmseg::system(m, &mut states, &kv, prefix.len())?;
-        let system = (Plan::new(graph, 4)?, rows);
+        let system = (Plan::new(graph, act)?, rows);
         let shared = if savings.system_once { prefix.len() } else { 0 };
         let (graph, io) =
             mllmseg::image(m, &mut states, &kv, 1, prefix.len() - shared + image_rows, savings)?;
-        let image = (Plan::new(graph, 4)?, io);
-        states.tensors.iter().try_for_each(|t| self.cpu.allocate(t))?;
+        let image = (Plan::new(graph, act)?, io);
+        states.tensors.iter().try_for_each(|t| self.device.allocate(t))?;
         let session = Session { kept: states.tensors.len(), states, kv, system, image, shared };
         if savings.system_once {
             let segment = Segment { rows: (0, prefix.len()), seen: [(0, 0); 2], kv: 0 };
             let ids: Vec<i32> = prefix.iter().map(|&id| id as i32).collect();
-            write_rows(&mut self.cpu, &session.system.1, &ids, &[segment])?;
-            run(&mut self.cpu, "system", &session.system.0, &mut self.timings, &mut self.observer)?;
+            write_rows(self.device.as_mut(), &session.system.1, &ids, &[segment])?;
+            run(self.device.as_mut(), "system", &session.system.0, &mut self.timings, &mut self.observer)?;
         }
         self.session = Some(session);
         Ok(())
@@ -291,12 +298,12 @@ impl Engine {
             seen: [(0, session.shared), (0, 0)],
             kv: session.shared,
         };
-        self.cpu.write(&io.pixel_values, pixels)?;
-        write_rows(&mut self.cpu, &io.rows, &ids, &[segment])?;
+        self.device.write_f32(&io.pixel_values, pixels)?;
+        write_rows(self.device.as_mut(), &io.rows, &ids, &[segment])?;
         // hidden states of <img> and of all context tokens but the last predict the context tokens
         let read: Vec<i32> = (0..io.read.len()).map(|i| (before + i) as i32).collect();
-        self.cpu.write(&io.read, &read)?;
-        run(&mut self.cpu, "image", plan, &mut self.timings, &mut self.observer)
+        self.device.write_i32(&io.read, &read)?;
+        run(self.device.as_mut(), "image", plan, &mut self.timings, &mut self.observer)
     }
 
     /// Runs a batch of sequences and their masks.
@@ -321,15 +328,15 @@ impl Engine {
         }
         let states = &mut session.states;
         states.tensors.truncate(session.kept);
-        let savings = self.options.savings;
+        let (savings, act) = (self.options.savings, self.device.act_bytes());
         let shape = [t, batch.len(), slots.len()];
         let (graph, text) = mllmseg::text(&self.model, states, &session.kv, shape, savings)?;
-        states.tensors[session.kept..].iter().try_for_each(|t| self.cpu.allocate(t))?;
+        states.tensors[session.kept..].iter().try_for_each(|t| self.device.allocate(t))?;
         let ids: Vec<i32> = batch.iter().flat_map(|a| a.sequence.ids.iter().map(|&id| id as i32)).collect();
-        write_rows(&mut self.cpu, &text.rows, &ids, &segments)?;
-        self.cpu.write(&text.read, &slots.iter().map(|s| s.1 as i32).collect::<Vec<_>>())?;
-        run(&mut self.cpu, "text", &Plan::new(graph, 4)?, &mut self.timings, &mut self.observer)?;
-        let tokens = self.cpu.read_i32(&text.token);
+        write_rows(self.device.as_mut(), &text.rows, &ids, &segments)?;
+        self.device.write_i32(&text.read, &slots.iter().map(|s| s.1 as i32).collect::<Vec<_>>())?;
+        run(self.device.as_mut(), "text", &Plan::new(graph, act)?, &mut self.timings, &mut self.observer)?;
+        let tokens = self.device.read_i32(&text.token)?;
 
         let (w, h) = (picture.width, picture.height);
         let at_once = if savings.packed { (MAX_MASK_PIXELS / (w * h)).clamp(1, MAX_SLOTS) } else { 1 };
@@ -340,17 +347,23 @@ impl Engine {
             states.tensors.truncate(kept);
             let (graph, io) =
                 mllmseg::masks(&self.model, states, &session.image.1.sa, &text.t_q, q, q * w * h, savings)?;
-            states.tensors[kept..].iter().try_for_each(|t| self.cpu.allocate(t))?;
-            self.cpu.write(&io.slots, &(first as i32..(first + q) as i32).collect::<Vec<_>>())?;
-            self.cpu.write(&io.image_of, &vec![0i32; q])?;
+            states.tensors[kept..].iter().try_for_each(|t| self.device.allocate(t))?;
+            self.device.write_i32(&io.slots, &(first as i32..(first + q) as i32).collect::<Vec<_>>())?;
+            self.device.write_i32(&io.image_of, &vec![0i32; q])?;
             let places: Vec<i32> = (0..q).flat_map(|i| [i * w * h, h, w].map(|v| v as i32)).collect();
-            self.cpu.write(&io.masks, &places)?;
-            run(&mut self.cpu, "masks", &Plan::new(graph, 4)?, &mut self.timings, &mut self.observer)?;
-            let (scores, pixels) = (self.cpu.read_f32(&io.score), self.cpu.read_u8(&io.mask));
+            self.device.write_i32(&io.masks, &places)?;
+            run(
+                self.device.as_mut(),
+                "masks",
+                &Plan::new(graph, act)?,
+                &mut self.timings,
+                &mut self.observer,
+            )?;
+            let (scores, pixels) = (self.device.f32(&io.score)?, self.device.read_u8(&io.mask)?);
             for (i, pixels) in pixels.chunks_exact(w * h).enumerate() {
                 let (expression, token) = (slots[first + i].0, tokens[first + i]);
-                let probability = self.cpu.read_f32(&io.probability.index(i));
-                let state = self.cpu.read_f32(&text.t_q.index(first + i));
+                let probability = self.device.f32(&io.probability.index(i))?;
+                let state = self.device.f32(&text.t_q.index(first + i))?;
                 answers[expression] = Some(if state.iter().chain(&probability).any(|v| v.is_nan()) {
                     let expected = "weights that give probabilities (`mllmseg inspect --values` finds those that are not finite)";
                     Err(Error::file(&self.checkpoint.dir, expected, "NaN"))
@@ -413,13 +426,14 @@ fn ask(
 
 /// Runs a plan; adds its nodes' times to their stages.
 fn run(
-    cpu: &mut Cpu,
+    device: &mut dyn Device,
     graph: &'static str,
     plan: &Plan,
     timings: &mut Timings,
     observer: &mut Observer,
 ) -> Result<()> {
-    cpu.run(plan, |_, node, time, _| {
+    let each = observer.is_some();
+    device.run(plan, each, &mut |_, node, time, _| {
         let stage = match (graph, node.name.split('.').next()) {
             (_, Some("vit" | "mlp1")) => &mut timings.vision_ms,
             ("system" | "image", Some("llm")) => &mut timings.image_prefix_ms,
@@ -432,6 +446,7 @@ fn run(
         if let Some(observer) = observer {
             observer(Run { graph, node, time });
         }
+        Ok(())
     })
 }
 

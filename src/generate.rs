@@ -1,7 +1,7 @@
 //! Greedy text generation: the prompt once, then a row a token behind its K/V.
 
 use crate::checkpoint::Checkpoint;
-use crate::device::cpu::Cpu;
+use crate::device::{self, Choice};
 use crate::models::mllmseg::{Model, Segment, States, prompt, step, write_rows};
 use crate::plan::Plan;
 use crate::reference::Precision;
@@ -29,6 +29,7 @@ pub fn greedy(
     pixel_values: &[f32],
     limit: usize,
     stop: &[u32],
+    choice: Choice,
 ) -> Result<Generated> {
     let (model, weights) = Model::bind(checkpoint)?;
     let (vocab, size) = (model.config.llm_config.vocab_size, model.config.force_image_size);
@@ -51,31 +52,38 @@ pub fn greedy(
     }
     let mut states = States::default();
     let kv = states.kv_cache(&model.config, rows.len() + limit);
+    let mut device = device::open(choice, weights, Precision::F32, &mut |_, _| ())?;
     let (graph, first) = prompt(&model, &mut states, &kv, tiles, rows.len())?;
-    let first_plan = Plan::new(graph, 4)?;
+    let first_plan = Plan::new(graph, device.act_bytes())?;
     let (graph, next) = step(&model, &mut states, &kv)?;
-    let next_plan = Plan::new(graph, 4)?;
-    let mut cpu = Cpu::new(weights, Precision::F32);
-    states.tensors.iter().try_for_each(|t| cpu.allocate(t))?;
+    let next_plan = Plan::new(graph, device.act_bytes())?;
+    states.tensors.iter().try_for_each(|t| device.allocate(t))?;
 
-    cpu.write(&first.pixel_values, pixel_values)?;
-    cpu.write(&first.last, &[rows.len() as i32 - 1])?;
-    write_rows(&mut cpu, &first.rows, &rows, &[Segment { rows: (0, rows.len()), seen: [(0, 0); 2], kv: 0 }])?;
+    device.write_f32(&first.pixel_values, pixel_values)?;
+    device.write_i32(&first.last, &[rows.len() as i32 - 1])?;
+    write_rows(
+        device.as_mut(),
+        &first.rows,
+        &rows,
+        &[Segment { rows: (0, rows.len()), seen: [(0, 0); 2], kv: 0 }],
+    )?;
     let mut out = Generated { tokens: Vec::new(), logits: Vec::new() };
     let (mut plan, mut token) = (&first_plan, &first.token);
     while out.tokens.len() < limit {
-        cpu.run(plan, |i, _, _, memory| {
-            let taps = plan.graph.taps.iter().filter(|t| t.after == i && t.name == "logits_prev");
-            out.logits.extend(taps.map(|t| memory.f32(&t.value.of).to_vec()));
+        device.run(plan, true, &mut |i, _, _, values| {
+            for tap in plan.graph.taps.iter().filter(|t| t.after == i && t.name == "logits_prev") {
+                out.logits.push(values.f32(&tap.value.of)?);
+            }
+            Ok(())
         })?;
-        let id = cpu.read_i32(token)[0];
+        let id = device.read_i32(token)?[0];
         out.tokens.push(id as u32);
         if stop.contains(&(id as u32)) {
             break;
         }
         let at = rows.len() + out.tokens.len() - 1;
         write_rows(
-            &mut cpu,
+            device.as_mut(),
             &next.rows,
             &[id],
             &[Segment { rows: (0, 1), seen: [(0, at), (0, 0)], kv: at }],

@@ -2,12 +2,15 @@
 
 use crate::graph::{Graph, Place};
 use crate::{Error, Result};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Offsets are multiples of this: enough for any vector access and for TMA.
 pub const ALIGN: usize = 256;
 
 /// A graph and the place of each of its activations. A run allocates nothing.
 pub struct Plan {
+    /// No other plan of this process has it: devices keep what they prepare under it.
+    pub id: u64,
     /// What is run.
     pub graph: Graph,
     /// Byte offset of each activation in the arena; `None` for one that no node touches.
@@ -85,7 +88,9 @@ impl Plan {
             offsets[life.id] = Some(at);
             arena_bytes = arena_bytes.max((at + life.bytes).next_multiple_of(ALIGN));
         }
-        Ok(Self { graph, offsets, arena_bytes, act_bytes })
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { id, graph, offsets, arena_bytes, act_bytes })
     }
 }
 

@@ -4,6 +4,7 @@
 mod common;
 
 use common::golden::{Golden, tiny};
+use mllmseg::device::Choice;
 use mllmseg::dump::{Data, Input, Tokens, Value, dump};
 use mllmseg::generate::greedy;
 use mllmseg::image::{Rgb, normalize};
@@ -23,7 +24,7 @@ fn check(case: &str, pixels_of: &str, suffix: &str) {
         reevaluate: golden.metadata("reeval") == "true",
         resized: Some((427, 640)),
     };
-    let values = dump(&tiny(), &Tokens::read(&tiny().dir).unwrap(), &input, None).unwrap();
+    let values = dump(&tiny(), &Tokens::read(&tiny().dir).unwrap(), &input, None, Choice::Cpu).unwrap();
     let mut compared = 0;
     for name in golden.names() {
         // `.k` and `deck.` are prompt k's in a file of several prompts
@@ -89,7 +90,7 @@ fn greedy_tokens_and_their_logits() {
     let image = Rgb::new(448, 448, Golden::open("tiny-1seg").u8("image")).unwrap();
     let ids: Vec<u32> = golden.i32("prompt_ids").iter().map(|&id| id as u32).collect();
     let special = Tokens::read(&tiny().dir).unwrap();
-    let out = greedy(&tiny(), &ids, special.img_context, &normalize(&image), 16, &[]).unwrap();
+    let out = greedy(&tiny(), &ids, special.img_context, &normalize(&image), 16, &[], Choice::Cpu).unwrap();
     assert_eq!(out.tokens.iter().map(|&t| t as i32).collect::<Vec<_>>(), golden.i32("tokens"));
     let logits = Value { shape: vec![16, 2048], data: Data::F32(out.logits.concat()) };
     golden.expect_close("logits", &logits, BOUND);

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 #[test]
 fn real_width_pieces() {
     let dir = tempfile::tempdir().unwrap();
-    let pieces = Pieces::new(dir.path());
+    let pieces = Pieces::new(dir.path(), mllmseg::device::Choice::Cpu);
     let golden = Golden::open("layer8b");
     let check = |values: &BTreeMap<String, Value>, pairs: &[(&str, &str)]| {
         for (name, ours) in pairs {

@@ -8,6 +8,7 @@
 mod common;
 
 use common::demo::{engine, engine_with, model, picture, run};
+use mllmseg::device::Choice;
 use mllmseg::dump::{Data, Input, Tokens, dump};
 use mllmseg::image::{Rgb, normalize, resize_bicubic};
 use mllmseg::models::mllmseg::Savings;
@@ -161,7 +162,7 @@ fn the_dump_shows_what_segment_computes() {
             [prompts.prefix(), prompts.image(), prompts.joint(expressions).unwrap().ids].concat()
         };
         let input = Input { pixel_values: pixel_values.clone(), input_ids, reevaluate: true, resized: None };
-        let values = dump(&checkpoint, &tokens, &input, None).unwrap();
+        let values = dump(&checkpoint, &tokens, &input, None, Choice::Cpu).unwrap();
         let Data::F32(mask) = &values["dec.mask"].data else { panic!("a mask is f32") };
         for (k, a) in ask(&mut engine, expressions, Prompting::Joint).into_iter().enumerate() {
             let dumped = mask[k * size * size..][..size * size].to_vec();

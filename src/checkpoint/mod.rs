@@ -209,6 +209,11 @@ impl Checkpoint {
         &self.notes
     }
 
+    /// The ids of the tensors that were bound so far.
+    pub fn bound(&self) -> Vec<u32> {
+        (0..).zip(&self.weights).filter(|(_, w)| w.bound.load(Ordering::Relaxed)).map(|(id, _)| id).collect()
+    }
+
     /// The tensors that nothing has bound so far, but those that inference never reads.
     pub fn unbound(&self) -> Vec<String> {
         let unbound = |w: &&Weight| !w.bound.load(Ordering::Relaxed) && !never_read(&w.entry.name);

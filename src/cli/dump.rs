@@ -1,7 +1,8 @@
 //! `mllmseg dump`: every named value of one run, for comparison with other implementations.
 
-use super::{PromptingArg, check_device, size};
+use super::{PromptingArg, size};
 use mllmseg::checkpoint::Checkpoint;
+use mllmseg::device::Choice;
 use mllmseg::dump::{Input, Tokens, dump};
 use mllmseg::image::{Limits, normalize, read, resize_bicubic, write_file};
 use mllmseg::text::{Prompts, Tokenizer, UserText};
@@ -47,13 +48,12 @@ pub struct Args {
     /// The safetensors file to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Where to run; this build runs on the CPU
+    /// Where to run: cpu, cuda:N, or sim (the CUDA kernels on the simulated driver)
     #[arg(long, default_value = "cpu")]
-    device: String,
+    device: Choice,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    check_device(&args.device)?;
     let checkpoint = Arc::new(Checkpoint::open(&args.model)?);
     let tokens = Tokens::read(&checkpoint.dir)?;
     let input = match (&args.inputs, &args.image) {
@@ -61,7 +61,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         (None, Some(path)) => from_picture(path, &args, &checkpoint)?,
         (None, None) => return Err(Error::usage("dump", "--inputs or --image", "neither")),
     };
-    let values = dump(&checkpoint, &tokens, &input, args.nodes.as_ref())?;
+    let values = dump(&checkpoint, &tokens, &input, args.nodes.as_ref(), args.device)?;
     let views: Vec<(&String, TensorView)> = values
         .iter()
         .map(|(name, v)| {

@@ -1,16 +1,20 @@
 //! The CPU device: the arena, the state buffers and the weights as f32 slices, and a run that asks each node to compute itself.
 
-use crate::graph::{DType, Node, Place, Tensor, Window};
+use super::{Device, Seen, Values};
+use crate::graph::{DType, Place, Tensor, Window};
 use crate::models::Bound;
 use crate::plan::Plan;
 use crate::reference::{Precision, View, ViewMut, Weights, widen};
 use crate::{Error, Result};
 use std::cell::UnsafeCell;
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Bytes that several views may write, one node at a time.
 struct Bytes(UnsafeCell<Vec<u64>>);
+
+// SAFETY: an owned vector; sharing it between threads is never possible, as `Bytes` is not `Sync`.
+unsafe impl Send for Bytes {}
 
 impl Bytes {
     fn new(bytes: usize) -> Self {
@@ -42,24 +46,12 @@ impl Cpu {
         Self { weights, precision, states: HashMap::new(), arena: Bytes::new(0) }
     }
 
-    /// Makes the state buffer of `t`, zeroed, in place of any that has its number.
-    pub fn allocate(&mut self, t: &Tensor) -> Result<()> {
-        let Place::State(id) = t.place else {
-            return Err(Error::shape(&*t.name, "a state buffer", format!("{:?}", t.place)));
-        };
-        self.states.insert(id, Bytes::new(t.len() * t.dtype.bytes(4)));
-        Ok(())
-    }
-
     /// Copies `data` into the state buffer of `t`; `data` must fill it.
-    pub fn write<T: bytemuck::Pod>(&mut self, t: &Tensor, data: &[T]) -> Result<()> {
+    fn write<T: bytemuck::Pod>(&mut self, t: &Tensor, data: &[T]) -> Result<()> {
         let data: &[u8] = bytemuck::cast_slice(data);
-        if data.len() != t.len() * t.dtype.bytes(4) {
-            return Err(Error::shape(
-                &*t.name,
-                format!("{} bytes", t.len() * t.dtype.bytes(4)),
-                data.len().to_string(),
-            ));
+        let expected = t.len() * t.dtype.bytes(4);
+        if data.len() != expected {
+            return Err(Error::shape(&*t.name, format!("{expected} bytes"), data.len().to_string()));
         }
         let memory = self.memory(None);
         memory.check(t)?;
@@ -74,26 +66,53 @@ impl Cpu {
         Ok(())
     }
 
-    /// The contents of a state buffer (or a view of one): f32 values for activations and f32.
-    pub fn read_f32(&self, t: &Tensor) -> Vec<f32> {
-        self.memory(None).f32(t).to_vec()
+    fn read<T: bytemuck::Pod>(&self, t: &Tensor) -> Result<Vec<T>> {
+        let memory = self.memory(None);
+        memory.check(t)?;
+        Ok(memory.slice(t).to_vec())
     }
 
-    /// The contents of an i32 state buffer.
-    pub fn read_i32(&self, t: &Tensor) -> Vec<i32> {
-        self.memory(None).i32(t).to_vec()
+    fn memory<'a>(&'a self, plan: Option<&'a Plan>) -> Memory<'a> {
+        Memory { cpu: self, plan }
+    }
+}
+
+impl Values for Cpu {
+    fn f32(&self, t: &Tensor) -> Result<Vec<f32>> {
+        self.read(t)
+    }
+}
+
+impl Device for Cpu {
+    fn act_bytes(&self) -> usize {
+        4
     }
 
-    /// The contents of a u8 state buffer.
-    pub fn read_u8(&self, t: &Tensor) -> Vec<u8> {
-        self.memory(None).slice::<u8>(t).to_vec()
+    fn allocate(&mut self, t: &Tensor) -> Result<()> {
+        let Place::State(id) = t.place else {
+            return Err(Error::shape(&*t.name, "a state buffer", format!("{:?}", t.place)));
+        };
+        self.states.insert(id, Bytes::new(t.len() * t.dtype.bytes(4)));
+        Ok(())
     }
 
-    /// Runs every node in order. `seen` is called after each with its index, its node, its time and the memory (for taps).
-    ///
-    /// # Errors
-    /// [`Error::Node`] for a node whose state buffer was not allocated.
-    pub fn run(&mut self, plan: &Plan, mut seen: impl FnMut(usize, &Node, Duration, &Memory)) -> Result<()> {
+    fn write_f32(&mut self, t: &Tensor, data: &[f32]) -> Result<()> {
+        self.write(t, data)
+    }
+
+    fn write_i32(&mut self, t: &Tensor, data: &[i32]) -> Result<()> {
+        self.write(t, data)
+    }
+
+    fn read_i32(&self, t: &Tensor) -> Result<Vec<i32>> {
+        self.read(t)
+    }
+
+    fn read_u8(&self, t: &Tensor) -> Result<Vec<u8>> {
+        self.read(t)
+    }
+
+    fn run(&mut self, plan: &Plan, _each: bool, seen: Seen) -> Result<()> {
         if self.arena.len() < plan.arena_bytes {
             self.arena = Bytes::new(plan.arena_bytes);
         }
@@ -104,18 +123,20 @@ impl Cpu {
             }
             let start = Instant::now();
             node.op.run(&memory);
-            seen(i, node, start.elapsed(), &memory);
+            seen(i, node, start.elapsed(), &memory)?;
         }
         Ok(())
     }
 
-    fn memory<'a>(&'a self, plan: Option<&'a Plan>) -> Memory<'a> {
-        Memory { cpu: self, plan }
-    }
-
-    /// The weights that it computes with.
-    pub fn weights(&self) -> &Bound {
+    fn weights(&self) -> &Bound {
         &self.weights
+    }
+}
+
+impl Values for Memory<'_> {
+    fn f32(&self, t: &Tensor) -> Result<Vec<f32>> {
+        self.check(t)?;
+        Ok(self.slice(t).to_vec())
     }
 }
 

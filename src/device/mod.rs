@@ -1,3 +1,111 @@
-//! Devices: where a plan runs. The CPU runs `reference/`.
+//! Devices: where a plan runs. [`cpu`] runs `reference/`; [`cuda`] runs the compiled kernels, on a GPU or on the simulated driver.
 
 pub mod cpu;
+pub mod cuda;
+
+use crate::Result;
+use crate::graph::{Node, Tensor, Window};
+use crate::models::Bound;
+use crate::plan::Plan;
+use crate::reference::Precision;
+use std::time::Duration;
+
+/// Which device, as `--device` spells it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// `cpu`
+    #[default]
+    Cpu,
+    /// `cuda:N`
+    Cuda(u32),
+    /// `sim`: the CUDA device on the simulated driver of `tools/ptxsim`.
+    Sim,
+}
+
+impl std::str::FromStr for Choice {
+    type Err = String;
+
+    fn from_str(s: &str) -> std::result::Result<Self, String> {
+        match s {
+            "cpu" => Ok(Self::Cpu),
+            "sim" => Ok(Self::Sim),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => match s.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
+                Some(n) => Ok(Self::Cuda(n)),
+                None => Err("expected cpu, sim, cuda or cuda:N".into()),
+            },
+        }
+    }
+}
+
+impl std::fmt::Display for Choice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(n) => write!(f, "cuda:{n}"),
+            Self::Sim => f.write_str("sim"),
+        }
+    }
+}
+
+/// Values of tensors while a plan runs.
+pub trait Values {
+    /// The elements of an activation, a state buffer or a view of one, in f32.
+    fn f32(&self, t: &Tensor) -> Result<Vec<f32>>;
+
+    /// The elements of a window, row after row.
+    fn window(&self, w: &Window) -> Result<Vec<f32>> {
+        let (all, stride) = (self.f32(&w.of)?, w.of.matrix().1);
+        Ok(all.chunks_exact(stride).flat_map(|row| &row[w.col..w.col + w.width]).copied().collect())
+    }
+}
+
+/// What is called while a plan runs: index of a node that is done, the node, its time, and the values as it left them.
+pub type Seen<'a> = &'a mut dyn FnMut(usize, &Node, Duration, &dyn Values) -> Result<()>;
+
+/// A model's weights and everything a plan touches, and the means to run one.
+pub trait Device: Values + Send {
+    /// Bytes of one [`DType::Act`](crate::graph::DType::Act) element.
+    fn act_bytes(&self) -> usize;
+
+    /// Makes the state buffer of `t`, in place of any that has its number. Its contents are undefined until they are written.
+    fn allocate(&mut self, t: &Tensor) -> Result<()>;
+
+    /// Copies `data`, which must fill `t`, into a state buffer of f32 or activations.
+    fn write_f32(&mut self, t: &Tensor, data: &[f32]) -> Result<()>;
+
+    /// Copies `data`, which must fill `t`, into an i32 state buffer.
+    fn write_i32(&mut self, t: &Tensor, data: &[i32]) -> Result<()>;
+
+    /// The contents of an i32 state buffer.
+    fn read_i32(&self, t: &Tensor) -> Result<Vec<i32>>;
+
+    /// The contents of a u8 state buffer.
+    fn read_u8(&self, t: &Tensor) -> Result<Vec<u8>>;
+
+    /// Runs every node in order. `seen` is called after every node with its time; unless `each`, a device may call it after the last node
+    /// of each part (first word of the nodes' names) only, with the part's time.
+    ///
+    /// # Errors
+    /// [`Error::Node`](crate::Error::Node) for a node that cannot run or fails.
+    fn run(&mut self, plan: &Plan, each: bool, seen: Seen) -> Result<()>;
+
+    /// The weights that it computes with.
+    fn weights(&self) -> &Bound;
+}
+
+/// Opens a device with a model's weights; `progress` is called with bytes copied and bytes in all.
+///
+/// # Errors
+/// [`Error::Device`](crate::Error::Device) for one that is absent, too old or too small.
+pub fn open(
+    choice: Choice,
+    weights: Bound,
+    precision: Precision,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Box<dyn Device>> {
+    Ok(match choice {
+        Choice::Cpu => Box::new(cpu::Cpu::new(weights, precision)),
+        Choice::Cuda(_) | Choice::Sim => Box::new(cuda::Cuda::open(choice, weights, progress)?),
+    })
+}

@@ -55,7 +55,7 @@ impl Llm {
             layers: (0..cfg.num_hidden_layers).map(layer).collect::<Result<_>>()?,
             norm: ck.tensor("language_model.model.norm.weight", &[h])?,
             output: ck.tensor("language_model.output.weight", &[v, h])?,
-            inv_freq: b.derive("rope.inv_freq", [hd / 2], inv_freq(cfg.rope_theta, hd)),
+            inv_freq: b.derive("rope.inv_freq", DType::F32, [hd / 2], inv_freq(cfg.rope_theta, hd)),
         })
     }
 }

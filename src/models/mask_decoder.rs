@@ -94,8 +94,10 @@ impl MaskDecoder {
         let [w, bias, gamma, beta, mean, var] =
             [&conv[0], &conv[1], &gamma, &beta, &mean, &var].map(|t| b.values(t));
         let (w, bias) = fold_batchnorm(&w, &bias, [&gamma, &beta, &mean, &var], f64::from(EPS));
-        let conv1 =
-            [b.derive("conv1.folded", [cells, 3, 3, d], w), b.derive("conv1.folded_bias", [cells], bias)];
+        let conv1 = [
+            b.derive("conv1.folded", DType::Act, [cells, 3, 3, d], w),
+            b.derive("conv1.folded_bias", DType::F32, [cells], bias),
+        ];
         let ck = b.checkpoint;
         Ok(Self {
             img_llm_down: pair(ck, &at("img_llm_down"), &[d, h])?,

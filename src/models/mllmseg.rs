@@ -17,7 +17,7 @@ use super::vit::{Vit, vit};
 use super::{Binder, Bound};
 use crate::Result;
 use crate::checkpoint::{Checkpoint, config::Config};
-use crate::device::cpu::Cpu;
+use crate::device::Device;
 use crate::graph::{DType, Graph, Place, Tensor};
 use crate::ops::{DESCRIPTOR, KvCache, SEGMENT, copy, drop_cls, gather_rows, resize_mask};
 use std::sync::Arc;
@@ -85,7 +85,7 @@ impl Model {
         let config = checkpoint.config.clone();
         let mut b = Binder::new(checkpoint);
         let model = Self {
-            vit: Vit::bind(&b, &config.vision_config, config.patches())?,
+            vit: Vit::bind(&mut b, &config.vision_config, config.patches())?,
             projector: Projector::bind(&b, &config)?,
             llm: Llm::bind(&mut b, &config.llm_config)?,
             decoder: MaskDecoder::bind(&mut b, &config)?,
@@ -416,12 +416,12 @@ impl Segment {
 }
 
 /// Fills the buffers that say what each row is; K/V rows and positions follow from the segments.
-pub fn write_rows(cpu: &mut Cpu, rows: &Rows, ids: &[i32], segments: &[Segment]) -> Result<()> {
+pub fn write_rows(device: &mut dyn Device, rows: &Rows, ids: &[i32], segments: &[Segment]) -> Result<()> {
     let each = |first: fn(&Segment) -> usize| -> Vec<i32> {
         segments.iter().flat_map(|s| (first(s)..first(s) + s.rows.1).map(|v| v as i32)).collect()
     };
-    cpu.write(&rows.ids, ids)?;
-    cpu.write(&rows.positions, &each(Segment::position))?;
-    cpu.write(&rows.kv_rows, &each(|s| s.kv))?;
-    cpu.write(&rows.segments, &segments.iter().flat_map(Segment::fields).collect::<Vec<_>>())
+    device.write_i32(&rows.ids, ids)?;
+    device.write_i32(&rows.positions, &each(Segment::position))?;
+    device.write_i32(&rows.kv_rows, &each(|s| s.kv))?;
+    device.write_i32(&rows.segments, &segments.iter().flat_map(Segment::fields).collect::<Vec<_>>())
 }

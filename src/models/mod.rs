@@ -12,21 +12,31 @@ use half::bf16;
 use std::sync::Arc;
 
 /// A checkpoint's weights and what was computed from them at load: all that a device needs to know of them.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Bound {
-    checkpoint: Arc<Checkpoint>,
-    derived: Arc<[Vec<f32>]>,
+    checkpoint: Option<Arc<Checkpoint>>,
+    derived: Arc<[(DType, Vec<f32>)]>,
 }
 
 impl Bound {
     /// Weight `id` (`Place::Weight`).
     pub fn weight(&self, id: u32) -> &[bf16] {
-        self.checkpoint.weight(id)
+        self.checkpoint.as_ref().map_or(&[], |c| c.weight(id))
+    }
+
+    /// The ids of all weights that were bound.
+    pub fn weight_ids(&self) -> Vec<u32> {
+        self.checkpoint.as_ref().map_or(Vec::new(), |c| c.bound())
+    }
+
+    /// What was derived, by id, and what a device holds it as.
+    pub fn all_derived(&self) -> &[(DType, Vec<f32>)] {
+        &self.derived
     }
 
     /// Derived weight `id` (`Place::Derived`).
     pub fn derived(&self, id: u32) -> &[f32] {
-        &self.derived[id as usize]
+        &self.derived[id as usize].1
     }
 }
 
@@ -34,7 +44,7 @@ impl Bound {
 pub struct Binder<'a> {
     /// The checkpoint; every tensor taken from it is marked as bound.
     pub checkpoint: &'a Checkpoint,
-    derived: Vec<Vec<f32>>,
+    derived: Vec<(DType, Vec<f32>)>,
 }
 
 impl<'a> Binder<'a> {
@@ -43,11 +53,17 @@ impl<'a> Binder<'a> {
         Self { checkpoint, derived: Vec::new() }
     }
 
-    /// A tensor computed at load, f32.
-    pub fn derive(&mut self, name: &str, shape: impl Into<Vec<usize>>, values: Vec<f32>) -> Tensor {
-        let t = Tensor::new(name, DType::F32, shape, Place::Derived(self.derived.len() as u32));
+    /// A tensor computed at load: f32 everywhere ([`DType::F32`]), or bf16 on a GPU ([`DType::Act`]).
+    pub fn derive(
+        &mut self,
+        name: &str,
+        dtype: DType,
+        shape: impl Into<Vec<usize>>,
+        values: Vec<f32>,
+    ) -> Tensor {
+        let t = Tensor::new(name, dtype, shape, Place::Derived(self.derived.len() as u32));
         assert_eq!(t.len(), values.len(), "derived `{name}`");
-        self.derived.push(values);
+        self.derived.push((dtype, values));
         t
     }
 
@@ -55,13 +71,13 @@ impl<'a> Binder<'a> {
     pub fn values(&self, t: &Tensor) -> Vec<f32> {
         match t.place {
             Place::Weight(id) => self.checkpoint.weight(id).iter().map(|w| w.to_f32()).collect(),
-            Place::Derived(id) => self.derived[id as usize].clone(),
+            Place::Derived(id) => self.derived[id as usize].1.clone(),
             Place::State(_) | Place::Activation(_) => Vec::new(),
         }
     }
 
     /// Done: what the devices get.
     pub fn finish(self, checkpoint: Arc<Checkpoint>) -> Bound {
-        Bound { checkpoint, derived: self.derived.into() }
+        Bound { checkpoint: Some(checkpoint), derived: self.derived.into() }
     }
 }

@@ -4,12 +4,12 @@
 use super::Binder;
 use crate::Result;
 use crate::checkpoint::{Checkpoint, config::VisionConfig};
-use crate::graph::{Graph, Tensor};
+use crate::graph::{DType, Graph, Tensor};
 use crate::ops::{Epilogue, attention, layernorm, matmul, patchify, vit_tokens};
 
 /// Weights of the vision tower.
 pub struct Vit {
-    patch_embedding: [Tensor; 2], // (C, 3, P, P), (C)
+    patch_embedding: [Tensor; 2], // (C, 3*P*P, padded to a multiple of 8), (C)
     class_embedding: Tensor,      // (1, 1, C)
     position_embedding: Tensor,   // (1, 1+N, C)
     layers: Vec<VitLayer>,
@@ -34,7 +34,7 @@ pub(super) fn pair(ck: &Checkpoint, name: &str, shape: &[usize]) -> Result<[Tens
 
 impl Vit {
     /// Binds `vision_model.*`.
-    pub fn bind(b: &Binder, cfg: &VisionConfig, patches: usize) -> Result<Self> {
+    pub fn bind(b: &mut Binder, cfg: &VisionConfig, patches: usize) -> Result<Self> {
         let ck = b.checkpoint;
         let (c, f, p) = (cfg.hidden_size, cfg.intermediate_size, cfg.patch_size);
         let at = |name: &str| format!("vision_model.embeddings.{name}");
@@ -51,13 +51,26 @@ impl Vit {
                 ls2: ck.tensor(&at("ls2"), &[c])?,
             })
         };
+        let [pw, pb] = pair(ck, &at("patch_embedding"), &[c, 3, p, p])?;
+        let k = 3 * p * p;
+        let padded = padded(k);
+        let mut values = vec![0.0; c * padded];
+        for (to, from) in values.chunks_exact_mut(padded).zip(b.values(&pw).chunks_exact(k)) {
+            to[..k].copy_from_slice(from);
+        }
+        let pw = b.derive("patch_embedding.padded", DType::Act, [c, padded], values);
         Ok(Self {
-            patch_embedding: pair(ck, &at("patch_embedding"), &[c, 3, p, p])?,
+            patch_embedding: [pw, pb],
             class_embedding: ck.tensor(&at("class_embedding"), &[1, 1, c])?,
             position_embedding: ck.tensor(&at("position_embedding"), &[1, 1 + patches * patches, c])?,
             layers: (0..cfg.num_hidden_layers).map(layer).collect::<Result<_>>()?,
         })
     }
+}
+
+/// Columns of a patch's row: kernels read rows 16 bytes at a time.
+fn padded(k: usize) -> usize {
+    k.next_multiple_of(8)
 }
 
 /// `pixel_values` `(B, 3, S, S)` f32 to the last layer's output `(B, 1+N, C)`, class token first.
@@ -68,7 +81,7 @@ pub fn vit(g: &mut Graph, w: &Vit, cfg: &VisionConfig, pixel_values: &Tensor) ->
     let h = g.act("vit.h", [b, 1 + n, c]);
 
     g.scope("vit.embeddings");
-    let patches = g.act("vit.patches", [b * n, channels * p * p]);
+    let patches = g.act("vit.patches", [b * n, padded(channels * p * p)]);
     let embedded = g.act("vit.embedded", [b * n, c]);
     g.push("patchify", patchify(&patches, pixel_values, p)?);
     let [pw, pb] = &w.patch_embedding;

@@ -12,6 +12,7 @@ mod copy;
 mod dysample;
 mod embed;
 mod gather_rows;
+mod launch;
 mod layernorm;
 mod matmul;
 mod patches_to_pixels;
@@ -32,6 +33,7 @@ pub use copy::{copy, drop_cls};
 pub use dysample::{dysample, dysample_offset};
 pub use embed::embed;
 pub use gather_rows::gather_rows;
+pub use launch::{Arg, Gpu, Launch};
 pub use layernorm::{add_layernorm, broadcast_add_layernorm, layernorm};
 pub use matmul::{Epilogue, Matmul, matmul};
 pub use patches_to_pixels::patches_to_pixels;
@@ -68,6 +70,15 @@ pub trait Op: Send + Sync {
         let bytes = |t: &&Tensor| (t.len() * t.dtype.bytes(2)) as u64;
         let bytes = self.reads().iter().chain(&self.writes()).map(bytes).sum();
         Cost { flops: self.flops(), bytes }
+    }
+
+    /// The kernels that compute it on `gpu`, in order; none for an op without elements.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for extents that a kernel cannot index or align.
+    fn launch(&self, gpu: &Gpu) -> Result<Vec<Launch>> {
+        let _ = gpu;
+        Err(Error::shape(self.kind(), "an op with a kernel", "one for the CPU alone"))
     }
 
     /// Runs `reference/<op>.rs` on the CPU's memory.

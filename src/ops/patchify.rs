@@ -14,12 +14,13 @@ struct Patchify {
 
 /// `y[b*(G*G) + i*G + j, (c*P + u)*P + v] = x[b, c, P*i + u, P*j + v]`, `G = S/P`.
 ///
-/// `y` `(B*G*G, 3*P*P)`, `x` `(B, 3, S, S)` f32. What a convolution with stride P reads, as a matmul's rows.
+/// `y` `(B*G*G, K)` with `K >= 3*P*P`, columns from `3*P*P` on zero; `x` `(B, 3, S, S)` f32. What a convolution with stride P reads, as a matmul's rows.
 pub fn patchify(y: &Tensor, x: &Tensor, patch: usize) -> Result<impl Op + use<>> {
     let [b, c, h, w] = x.dims("patchify x")?;
     expect_multiple("patchify H", h, patch)?;
     expect_multiple("patchify W", w, patch)?;
-    y.expect("patchify y", &[b * (h / patch) * (w / patch), c * patch * patch])?;
+    let [_, k] = y.dims("patchify y")?;
+    y.expect("patchify y", &[b * (h / patch) * (w / patch), k.max(c * patch * patch)])?;
     Ok(Patchify { y: y.clone(), x: x.clone(), patch })
 }
 

@@ -3,4 +3,5 @@
 
 pub mod demo;
 pub mod golden;
+pub mod gpu;
 pub mod pieces;

@@ -2,9 +2,9 @@
 //! each a plan of its own on the CPU device.
 
 use mllmseg::checkpoint::{Checkpoint, synth};
-use mllmseg::device::cpu::{Cpu, Memory};
+use mllmseg::device::{self, Choice, Device};
 use mllmseg::dump::{Value, published};
-use mllmseg::graph::{DType, Graph, Node, Tensor};
+use mllmseg::graph::{DType, Graph, Tensor};
 use mllmseg::models::llm::{self, Llm, Read, Rows};
 use mllmseg::models::mask_decoder::{self, MaskDecoder};
 use mllmseg::models::mllmseg::{Segment, States, write_rows};
@@ -38,12 +38,13 @@ pub struct Pieces {
     decoder: MaskDecoder,
     checkpoint: Arc<Checkpoint>,
     weights: Bound,
+    device: Choice,
 }
 
 /// A piece that is ready to run.
 pub struct Piece {
     pub plan: Plan,
-    pub cpu: Cpu,
+    pub device: Box<dyn Device>,
     inputs: Vec<(Tensor, Vec<f32>)>,
 }
 
@@ -51,7 +52,7 @@ impl Piece {
     /// Writes the inputs again (they are updated in place) and runs.
     pub fn run(&mut self) {
         self.write();
-        self.cpu.run(&self.plan, |_, _, _, _| ()).unwrap();
+        self.device.run(&self.plan, false, &mut |_, _, _, _| Ok(())).unwrap();
     }
 
     #[allow(dead_code)] // the bench only runs
@@ -60,22 +61,23 @@ impl Piece {
         self.write();
         let mut out = BTreeMap::new();
         let plan = &self.plan;
-        let seen = |i: usize, node: &Node, _, memory: &Memory| {
+        let seen: device::Seen = &mut |i, node, _, values| {
             for t in plan.graph.taps.iter().filter(|t| t.after == i) {
-                out.insert(t.name.clone(), published(&t.value, &t.shape, t.channels_first, memory));
+                out.insert(t.name.clone(), published(&t.value, &t.shape, t.channels_first, values)?);
             }
             if nodes.contains(&node.name.as_str()) {
                 let y = node.op.writes()[0];
-                out.insert(node.name.clone(), published(&y.all(), &y.shape, false, memory));
+                out.insert(node.name.clone(), published(&y.all(), &y.shape, false, values)?);
             }
+            Ok(())
         };
-        self.cpu.run(plan, seen).unwrap();
+        self.device.run(plan, true, seen).unwrap();
         out
     }
 
     fn write(&mut self) {
         for (t, values) in &self.inputs {
-            self.cpu.write(t, values).unwrap();
+            self.device.write_f32(t, values).unwrap();
         }
     }
 }
@@ -89,7 +91,7 @@ fn input(name: &str, len: usize, amp: f32) -> Vec<f32> {
 
 impl Pieces {
     /// Writes the checkpoint (0.7 GB) into `dir` and binds it.
-    pub fn new(dir: &Path) -> Self {
+    pub fn new(dir: &Path, device: Choice) -> Self {
         let (config, out) = (dir.join("pieces.json"), dir.join("pieces"));
         std::fs::write(&config, CONFIG).unwrap();
         let spec = synth::Spec::read(&config.to_string_lossy()).unwrap();
@@ -97,12 +99,12 @@ impl Pieces {
         let checkpoint = Arc::new(Checkpoint::open_dir(&out).unwrap());
         let c = &checkpoint.config;
         let mut b = Binder::new(&checkpoint);
-        let vit = Vit::bind(&b, &c.vision_config, c.patches()).unwrap();
+        let vit = Vit::bind(&mut b, &c.vision_config, c.patches()).unwrap();
         let projector = Projector::bind(&b, c).unwrap();
         let llm = Llm::bind(&mut b, &c.llm_config).unwrap();
         let decoder = MaskDecoder::bind(&mut b, c).unwrap();
         let weights = b.finish(Arc::clone(&checkpoint));
-        Self { vit, projector, llm, decoder, checkpoint, weights }
+        Self { vit, projector, llm, decoder, checkpoint, weights, device }
     }
 
     fn piece(
@@ -112,9 +114,10 @@ impl Pieces {
         inputs: Vec<(Tensor, Vec<f32>)>,
         precision: Precision,
     ) -> Piece {
-        let mut cpu = Cpu::new(self.weights.clone(), precision);
-        states.tensors.iter().for_each(|t| cpu.allocate(t).unwrap());
-        Piece { plan: Plan::new(graph, 4).unwrap(), cpu, inputs }
+        let mut device = device::open(self.device, self.weights.clone(), precision, &mut |_, _| ()).unwrap();
+        states.tensors.iter().for_each(|t| device.allocate(t).unwrap());
+        let plan = Plan::new(graph, device.act_bytes()).unwrap();
+        Piece { plan, device, inputs }
     }
 
     /// One vision layer over 1025 tokens.
@@ -134,8 +137,13 @@ impl Pieces {
         let rows = Rows::new(t, 1, &mut |name, dtype, shape| states.make(name, dtype, shape));
         llm::layers(&mut g, &self.llm, &config.llm_config, &rows, h.clone(), &kv, Read::All).unwrap();
         let mut piece = self.piece(g, states, vec![(h, input("llm_layer", t * 4096, 1.5))], precision);
-        write_rows(&mut piece.cpu, &rows, &vec![0; t], &[Segment { rows: (0, t), seen: [(0, 0); 2], kv: 0 }])
-            .unwrap();
+        write_rows(
+            piece.device.as_mut(),
+            &rows,
+            &vec![0; t],
+            &[Segment { rows: (0, t), seen: [(0, 0); 2], kv: 0 }],
+        )
+        .unwrap();
         piece
     }
 
