@@ -2,16 +2,17 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::device::{self, Choice, Device};
-use crate::graph::Node;
+use crate::graph::{Node, Tensor};
 use crate::image::{Mask, Rgb, normalize, resize_bicubic};
 use crate::models::llm::Rows;
-use crate::models::mllmseg::{self, Image, Model, Savings, Segment, States, write_rows};
+use crate::models::mllmseg::{self, Image, Masks, Model, Savings, Segment, States, Text, write_rows};
 use crate::ops::KvCache;
 use crate::plan::Plan;
 use crate::reference::Precision;
 use crate::text::{Prompts, Sequence, Tokenizer, UserText};
 use crate::{Error, Result};
 use serde::Serialize;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,10 @@ const MAX_ROWS: usize = 2048;
 const MAX_SLOTS: usize = 16;
 /// Pixels of masks at their sources' sizes in one run.
 const MAX_MASK_PIXELS: usize = 256 << 20;
+/// Rows of packed text are made in multiples of this on devices that keep plans.
+const TEXT_STEP: usize = 32;
+/// Pixels of masks likewise.
+const MASK_STEP: usize = 1 << 16;
 /// K/V rows are made in multiples of this, so that requests of similar length share a plan's buffers.
 const KV_STEP: usize = 256;
 
@@ -45,6 +50,10 @@ pub struct Options {
     pub device: Choice,
     /// What the CPU's matmuls compute with.
     pub precision: Precision,
+    /// Whether the CUDA device replays plans as CUDA graphs.
+    pub graphs: bool,
+    /// Whether it waits after every node, so that an error names the node.
+    pub sync: bool,
     /// Which of the exact savings are used.
     pub savings: Savings,
     /// What special-token text in an expression becomes.
@@ -56,6 +65,8 @@ impl Default for Options {
         Self {
             device: Choice::Cpu,
             precision: Precision::F32,
+            graphs: true,
+            sync: false,
             savings: Savings::ALL,
             user_text: UserText::Plain,
         }
@@ -138,6 +149,40 @@ struct Session {
     image: (Plan, Image),
     /// Rows of the system prompt's K/V that are computed and shared.
     shared: usize,
+    /// By rows, sequences and slots.
+    texts: HashMap<[usize; 3], Kept<Text>>,
+    /// By masks, pixels of masks, and rows of hidden states.
+    masks: HashMap<[usize; 3], Kept<Masks>>,
+}
+
+/// A plan for one bucket of sizes, its buffers, and those of them that are its own.
+struct Kept<T> {
+    plan: Plan,
+    io: T,
+    tensors: Vec<Tensor>,
+}
+
+/// Plans of one kind that are kept; one more and all are made anew.
+const MAX_KEPT: usize = 32;
+
+/// `n` rounded up to one of few sizes, at most an eighth more, where plans are worth keeping.
+fn bucket(device: &dyn Device, n: usize, step: usize) -> usize {
+    if device.keeps_plans() { n.next_multiple_of(step.max(n.next_power_of_two() / 8)) } else { n }
+}
+
+/// The plan of one bucket: the one that is kept, or the one that `make` makes now.
+fn kept<const N: usize, T>(
+    plans: &mut HashMap<[usize; N], Kept<T>>,
+    shape: [usize; N],
+    make: impl FnOnce() -> Result<Kept<T>>,
+) -> Result<&Kept<T>> {
+    if !plans.contains_key(&shape) {
+        if plans.len() == MAX_KEPT {
+            plans.clear();
+        }
+        plans.insert(shape, make()?);
+    }
+    Ok(&plans[&shape])
 }
 
 impl Engine {
@@ -146,6 +191,11 @@ impl Engine {
     /// # Errors
     /// Whatever is wrong with the checkpoint; [`Error::Usage`] for one without a mask decoder.
     pub fn open(model: &str, options: Options) -> Result<Self> {
+        Self::open_with(model, options, &mut |_, _| ())
+    }
+
+    /// [`open`](Self::open); `progress` is called with the bytes of weights that are on the device, and those in all.
+    pub fn open_with(model: &str, options: Options, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
         let checkpoint = Arc::new(Checkpoint::open(model)?);
         if !checkpoint.has_mask_decoder() {
             let expected = "a checkpoint with a mask decoder (res_decoder.*)";
@@ -158,7 +208,8 @@ impl Engine {
             let expected = format!("at most {has} token ids (llm_config.vocab_size)");
             return Err(Error::file(&checkpoint.dir, expected, format!("{ids} in the tokenizer")));
         }
-        let device = device::open(options.device, weights, options.precision, &mut |_, _| ())?;
+        let mut device = device::open(options.device, weights, options.precision, progress)?;
+        device.debug(options.graphs, options.sync);
         Ok(Self {
             checkpoint,
             tokenizer,
@@ -218,13 +269,15 @@ impl Engine {
             let batches = self.batches(asked);
             let rows = |batch: &Vec<Asked>| batch.iter().map(|a| a.sequence.ids.len()).sum::<usize>();
             let longest = batches.iter().map(rows).fold(MAX_ROWS, usize::max);
+            let longest = bucket(self.device.as_ref(), longest, TEXT_STEP);
             for (i, batch) in batches.iter().enumerate() {
                 // With `image_once` the first batch fills what the others read.
                 if i == 0 || !self.options.savings.image_once {
                     self.prepare(&prefix, image_ids.len(), longest)?;
                     self.see(&prefix, &image_ids, &pixels)?;
                 }
-                self.answer(batch, prefix.len(), image_ids.len(), picture, keep_probabilities, &mut answers)?;
+                let seen = prefix.len() + image_ids.len();
+                self.answer(batch, seen, picture, keep_probabilities, &mut answers)?;
             }
         }
         let missing = || Err(Error::shape("expressions", "an answer each", "none"));
@@ -266,7 +319,16 @@ impl Engine {
             mllmseg::image(m, &mut states, &kv, 1, prefix.len() - shared + image_rows, savings)?;
         let image = (Plan::new(graph, act)?, io);
         states.tensors.iter().try_for_each(|t| self.device.allocate(t))?;
-        let session = Session { kept: states.tensors.len(), states, kv, system, image, shared };
+        let session = Session {
+            kept: states.tensors.len(),
+            states,
+            kv,
+            system,
+            image,
+            shared,
+            texts: HashMap::new(),
+            masks: HashMap::new(),
+        };
         if savings.system_once {
             let segment = Segment { rows: (0, prefix.len()), seen: [(0, 0); 2], kv: 0 };
             let ids: Vec<i32> = prefix.iter().map(|&id| id as i32).collect();
@@ -306,18 +368,34 @@ impl Engine {
         run(self.device.as_mut(), "image", plan, &mut self.timings, &mut self.observer)
     }
 
-    /// Runs a batch of sequences and their masks.
+    /// Runs a batch of sequences behind the `seen` K/V rows of their image, and their masks; in halves where memory is short.
     fn answer(
         &mut self,
         batch: &[Asked],
-        prefix: usize,
-        image_rows: usize,
+        seen: usize,
+        picture: &Rgb,
+        keep_probabilities: bool,
+        answers: &mut [Option<Result<Answer>>],
+    ) -> Result<()> {
+        match self.answer_together(batch, seen, picture, keep_probabilities, answers) {
+            Err(Error::OutOfMemory { .. }) if batch.len() > 1 => {
+                let (a, b) = batch.split_at(batch.len() / 2);
+                self.answer(a, seen, picture, keep_probabilities, answers)?;
+                self.answer(b, seen, picture, keep_probabilities, answers)
+            }
+            other => other,
+        }
+    }
+
+    fn answer_together(
+        &mut self,
+        batch: &[Asked],
+        seen: usize,
         picture: &Rgb,
         keep_probabilities: bool,
         answers: &mut [Option<Result<Answer>>],
     ) -> Result<()> {
         let session = self.session.as_mut().expect("prepared");
-        let seen = prefix + image_rows;
         let (mut segments, mut slots, mut t) = (Vec::new(), Vec::new(), 0);
         for a in batch {
             let len = a.sequence.ids.len();
@@ -326,44 +404,68 @@ impl Engine {
             slots.extend(a.expressions.iter().zip(&a.sequence.slots).map(|(&e, &p)| (e, t + p - 1)));
             t += len;
         }
-        let states = &mut session.states;
-        states.tensors.truncate(session.kept);
         let (savings, act) = (self.options.savings, self.device.act_bytes());
-        let shape = [t, batch.len(), slots.len()];
-        let (graph, text) = mllmseg::text(&self.model, states, &session.kv, shape, savings)?;
-        states.tensors[session.kept..].iter().try_for_each(|t| self.device.allocate(t))?;
-        let ids: Vec<i32> = batch.iter().flat_map(|a| a.sequence.ids.iter().map(|&id| id as i32)).collect();
-        write_rows(self.device.as_mut(), &text.rows, &ids, &segments)?;
-        self.device.write_i32(&text.read, &slots.iter().map(|s| s.1 as i32).collect::<Vec<_>>())?;
-        run(self.device.as_mut(), "text", &Plan::new(graph, act)?, &mut self.timings, &mut self.observer)?;
-        let tokens = self.device.read_i32(&text.token)?;
+        let rows = bucket(self.device.as_ref(), t, TEXT_STEP);
+        // Rows that only fill the bucket are a sequence of their own, which nobody reads.
+        let padding = (rows > t).then_some(Segment { rows: (t, rows - t), seen: [(0, 0); 2], kv: seen + t });
+        segments.extend(padding);
+        let few = |n: usize| if self.device.keeps_plans() { n.next_power_of_two() } else { n };
+        let shape = [rows, few(segments.len()), few(slots.len())];
+        let (states, first_own) = (&mut session.states, session.kept);
+        let (kv, model) = (&session.kv, &self.model);
+        let text = kept(&mut session.texts, shape, || {
+            states.tensors.truncate(first_own);
+            let (graph, io) = mllmseg::text(model, states, kv, shape, savings)?;
+            Ok(Kept { plan: Plan::new(graph, act)?, io, tensors: states.tensors[first_own..].to_vec() })
+        })?;
+        text.tensors.iter().try_for_each(|t| self.device.allocate(t))?;
+        let mut ids: Vec<i32> =
+            batch.iter().flat_map(|a| a.sequence.ids.iter().map(|&id| id as i32)).collect();
+        ids.resize(rows, 0);
+        segments.resize(shape[1], Segment { rows: (rows, 0), seen: [(0, 0); 2], kv: 0 });
+        write_rows(self.device.as_mut(), &text.io.rows, &ids, &segments)?;
+        let mut read: Vec<i32> = slots.iter().map(|s| s.1 as i32).collect();
+        read.resize(shape[2], 0);
+        self.device.write_i32(&text.io.read, &read)?;
+        run(self.device.as_mut(), "text", &text.plan, &mut self.timings, &mut self.observer)?;
+        let tokens = self.device.read_i32(&text.io.token)?;
 
         let (w, h) = (picture.width, picture.height);
-        let at_once = if savings.packed { (MAX_MASK_PIXELS / (w * h)).clamp(1, MAX_SLOTS) } else { 1 };
+        let mut at_once = if savings.packed { (MAX_MASK_PIXELS / (w * h)).clamp(1, MAX_SLOTS) } else { 1 };
         let rejected = self.tokenizer.special().rej;
-        let kept = states.tensors.len();
-        for first in (0..slots.len()).step_by(at_once) {
+        let first_own = first_own + text.tensors.len();
+        let (sa, t_q) = (&session.image.1.sa, &text.io.t_q);
+        let mut first = 0;
+        while first < slots.len() {
             let q = at_once.min(slots.len() - first);
-            states.tensors.truncate(kept);
-            let (graph, io) =
-                mllmseg::masks(&self.model, states, &session.image.1.sa, &text.t_q, q, q * w * h, savings)?;
-            states.tensors[kept..].iter().try_for_each(|t| self.device.allocate(t))?;
-            self.device.write_i32(&io.slots, &(first as i32..(first + q) as i32).collect::<Vec<_>>())?;
-            self.device.write_i32(&io.image_of, &vec![0i32; q])?;
-            let places: Vec<i32> = (0..q).flat_map(|i| [i * w * h, h, w].map(|v| v as i32)).collect();
-            self.device.write_i32(&io.masks, &places)?;
-            run(
-                self.device.as_mut(),
-                "masks",
-                &Plan::new(graph, act)?,
-                &mut self.timings,
-                &mut self.observer,
-            )?;
-            let (scores, pixels) = (self.device.f32(&io.score)?, self.device.read_u8(&io.mask)?);
+            let pixels = bucket(self.device.as_ref(), q * w * h, MASK_STEP);
+            let masks = kept(&mut session.masks, [q, pixels, shape[2]], || {
+                states.tensors.truncate(session.kept);
+                states.tensors.extend_from_slice(&text.tensors);
+                let (graph, io) = mllmseg::masks(model, states, sa, t_q, q, pixels, savings)?;
+                Ok(Kept { plan: Plan::new(graph, act)?, io, tensors: states.tensors[first_own..].to_vec() })
+            })?;
+            let io = &masks.io;
+            let prepared = masks.tensors.iter().try_for_each(|t| self.device.allocate(t)).and_then(|()| {
+                self.device.write_i32(&io.slots, &(first as i32..(first + q) as i32).collect::<Vec<_>>())?;
+                self.device.write_i32(&io.image_of, &vec![0i32; q])?;
+                let places: Vec<i32> = (0..q).flat_map(|i| [i * w * h, h, w].map(|v| v as i32)).collect();
+                self.device.write_i32(&io.masks, &places)?;
+                run(self.device.as_mut(), "masks", &masks.plan, &mut self.timings, &mut self.observer)
+            });
+            match prepared {
+                Err(Error::OutOfMemory { .. }) if at_once > 1 => {
+                    at_once /= 2;
+                    continue;
+                }
+                other => other?,
+            }
+            let scores = self.device.f32(&io.score)?;
+            let pixels = self.device.read_u8(&io.mask.rows(0..q * w * h))?;
             for (i, pixels) in pixels.chunks_exact(w * h).enumerate() {
                 let (expression, token) = (slots[first + i].0, tokens[first + i]);
                 let probability = self.device.f32(&io.probability.index(i))?;
-                let state = self.device.f32(&text.t_q.index(first + i))?;
+                let state = self.device.f32(&t_q.index(first + i))?;
                 answers[expression] = Some(if state.iter().chain(&probability).any(|v| v.is_nan()) {
                     let expected = "weights that give probabilities (`mllmseg inspect --values` finds those that are not finite)";
                     Err(Error::file(&self.checkpoint.dir, expected, "NaN"))
@@ -376,6 +478,7 @@ impl Engine {
                     })
                 });
             }
+            first += q;
         }
         Ok(())
     }

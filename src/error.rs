@@ -58,6 +58,11 @@ pub enum Error {
     #[error("device {device}: expected {expected}, found {found}")]
     #[allow(missing_docs)]
     Device { device: String, expected: String, found: String },
+
+    /// A device has too little free memory.
+    #[error("device {device}: expected {:.2} GB of free memory for {what}, found {:.2} GB", *need as f64 / 1e9, *free as f64 / 1e9)]
+    #[allow(missing_docs)]
+    OutOfMemory { device: String, what: String, need: u64, free: u64 },
 }
 
 impl Error {

@@ -87,6 +87,12 @@ struct Compute {
     /// Let special-token text in an expression become those tokens, as the published code does
     #[arg(long, help_heading = "Checking")]
     published_text: bool,
+    /// On a CUDA device: launch kernel by kernel instead of replaying CUDA graphs
+    #[arg(long, help_heading = "Checking")]
+    no_graph: bool,
+    /// On a CUDA device: wait after every node, so that an error names the one that failed
+    #[arg(long, help_heading = "Checking")]
+    sync: bool,
     /// Write a JSON line for every node that runs: graph, node, microseconds
     #[arg(long, value_name = "FILE", help_heading = "Checking")]
     log_nodes: Option<PathBuf>,
@@ -115,7 +121,17 @@ impl Compute {
             CpuPrecision::Bf16 => Precision::Bf16,
         };
         let user_text = if self.published_text { UserText::Parsed } else { UserText::Plain };
-        let mut engine = Engine::open(model, Options { device: self.device, precision, savings, user_text })?;
+        let mut engine = Engine::open(
+            model,
+            Options {
+                device: self.device,
+                precision,
+                graphs: !self.no_graph,
+                sync: self.sync,
+                savings,
+                user_text,
+            },
+        )?;
         for note in engine.checkpoint().notes() {
             eprintln!("note: {note}");
         }

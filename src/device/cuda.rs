@@ -205,16 +205,6 @@ impl Cuda {
         Ok(cuda)
     }
 
-    /// Launches kernel by kernel instead of replaying graphs.
-    pub fn without_graphs(&mut self) {
-        self.use_graphs = false;
-    }
-
-    /// Waits after every node, so that an error names the one that failed.
-    pub fn synchronous(&mut self) {
-        self.sync = true;
-    }
-
     /// The GPU, as launches see it.
     pub fn gpu(&self) -> Gpu {
         self.gpu
@@ -307,10 +297,11 @@ impl Cuda {
             Ok(at) => Ok(Buffer { at, bytes }),
             Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
                 let (free, _) = cu::mem_get_info().unwrap_or_default();
-                Err(Error::Device {
+                Err(Error::OutOfMemory {
                     device: self.choice.to_string(),
-                    expected: format!("{:.2} GB of free memory for {what}", bytes as f64 / 1e9),
-                    found: format!("{:.2} GB", free as f64 / 1e9),
+                    what: what.into(),
+                    need: bytes as u64,
+                    free: free as u64,
                 })
             }
             Err(e) => Err(self.error("memory", e)),
@@ -526,6 +517,14 @@ impl Values for Running<'_> {
 impl Device for Cuda {
     fn act_bytes(&self) -> usize {
         2
+    }
+
+    fn keeps_plans(&self) -> bool {
+        true
+    }
+
+    fn debug(&mut self, graphs: bool, sync: bool) {
+        (self.use_graphs, self.sync) = (graphs, sync);
     }
 
     fn allocate(&mut self, t: &Tensor) -> Result<()> {

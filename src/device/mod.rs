@@ -68,6 +68,16 @@ pub trait Device: Values + Send {
     /// Bytes of one [`DType::Act`](crate::graph::DType::Act) element.
     fn act_bytes(&self) -> usize;
 
+    /// Whether running a plan again is much cheaper than running a new one: then sizes are rounded up to few values.
+    fn keeps_plans(&self) -> bool {
+        false
+    }
+
+    /// For debugging: whether plans are replayed as graphs, and whether every node is waited for, so that an error names it.
+    fn debug(&mut self, graphs: bool, sync: bool) {
+        let _ = (graphs, sync);
+    }
+
     /// Makes the state buffer of `t`, in place of any that has its number. Its contents are undefined until they are written.
     fn allocate(&mut self, t: &Tensor) -> Result<()>;
 
