@@ -176,11 +176,19 @@ fn every_op_checks_its_operands() {
         ("pixel_shuffle rows", || ok(ops::pixel_shuffle(&t(&[8, 12]), &t(&[30, 3]), 4))),
         ("pixel_shuffle y columns", || ok(ops::pixel_shuffle(&t(&[16, 6]), &t(&[32, 3]), 4))),
         ("pixel_shuffle y", || ok(ops::pixel_shuffle(&t(&[9, 12]), &t(&[32, 3]), 4))),
-        ("", || ok(ops::resize_mask(&t(&[99]), &t(&[2]), &t(&[2, 8, 8]), &t(&[2, 3])))),
-        ("resize_mask x", || ok(ops::resize_mask(&t(&[99]), &t(&[2]), &t(&[2, 64]), &t(&[2, 3])))),
-        ("resize_mask width", || ok(ops::resize_mask(&t(&[99]), &t(&[2]), &t(&[2, 8, 9]), &t(&[2, 3])))),
-        ("resize_mask masks", || ok(ops::resize_mask(&t(&[99]), &t(&[2]), &t(&[2, 8, 8]), &t(&[3, 3])))),
-        ("resize_mask score", || ok(ops::resize_mask(&t(&[99]), &t(&[3]), &t(&[2, 8, 8]), &t(&[2, 3])))),
+        ("", || ok(ops::resize_mask(&t(&[99]), &t(&[2]), &t(&[2, 4]), &t(&[2, 8, 8]), &t(&[2, 3])))),
+        ("resize_mask x", || {
+            ok(ops::resize_mask(&t(&[99]), &t(&[2]), &t(&[2, 4]), &t(&[2, 64]), &t(&[2, 3])))
+        }),
+        ("resize_mask width", || {
+            ok(ops::resize_mask(&t(&[99]), &t(&[2]), &t(&[2, 4]), &t(&[2, 8, 9]), &t(&[2, 3])))
+        }),
+        ("resize_mask masks", || {
+            ok(ops::resize_mask(&t(&[99]), &t(&[2]), &t(&[2, 4]), &t(&[2, 8, 8]), &t(&[3, 3])))
+        }),
+        ("resize_mask score", || {
+            ok(ops::resize_mask(&t(&[99]), &t(&[3]), &t(&[2, 4]), &t(&[2, 8, 8]), &t(&[2, 3])))
+        }),
         ("", || ok(ops::rmsnorm(&t(&[3, 4]), &t(&[3, 4]), &t(&[4]), 1e-5))),
         ("rmsnorm x", || ok(ops::rmsnorm(&t(&[3, 4]), &t(&[12]), &t(&[4]), 1e-5))),
         ("rmsnorm y", || ok(ops::rmsnorm(&t(&[4, 3]), &t(&[3, 4]), &t(&[4]), 1e-5))),

@@ -258,7 +258,8 @@ impl Masks {
         let side = m.config.patches();
         mask_decoder::expressions(g, &m.decoder, &self.probability, sa, &self.image_of, &picked, side, fold)?;
         g.scope("out");
-        g.push("resize_mask", resize_mask(&self.mask, &self.score, &self.probability, &self.masks)?); // (h, w) each
+        let sums = g.buffer("out.sums", DType::I32, [self.slots.len(), 4]);
+        g.push("resize_mask", resize_mask(&self.mask, &self.score, &sums, &self.probability, &self.masks)?); // (h, w) each
         Ok(())
     }
 }

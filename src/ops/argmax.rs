@@ -1,10 +1,14 @@
 //! Index of the largest value of each row; see `reference/argmax.rs`.
 
-use super::Op;
+use super::launch::{args, blocks, int, one};
+use super::{Gpu, Launch, Op};
 use crate::Result;
 use crate::device::cpu::Memory;
 use crate::graph::Tensor;
 use crate::reference;
+
+/// Threads a block: `kBlock` in kernels/argmax.cu.
+const BLOCK: u32 = 1024;
 
 struct Argmax {
     y: Tensor,
@@ -27,6 +31,16 @@ impl Op for Argmax {
     }
     fn writes(&self) -> Vec<&Tensor> {
         vec![&self.y]
+    }
+    fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
+        let (n, c) = self.x.matrix();
+        one(Launch {
+            entry: "argmax_f32",
+            grid: [blocks("argmax N", n)?, 1, 1],
+            block: [BLOCK, 1, 1],
+            smem: 0,
+            args: args![&self.y, &self.x, int("argmax C", c)?],
+        })
     }
     fn run(&self, m: &Memory) {
         reference::argmax(m.i32_mut(&self.y), m.f32(&self.x));

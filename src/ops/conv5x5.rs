@@ -1,10 +1,16 @@
 //! 5x5 convolution of one channel; see `reference/conv5x5.rs`.
 
-use super::Op;
+use super::launch::{args, blocks, blocks_yz, int, one};
+use super::{Gpu, Launch, Op, expect_equal};
 use crate::Result;
 use crate::device::cpu::Memory;
 use crate::graph::Tensor;
 use crate::reference;
+
+/// Outputs of a block and its threads: `kWidth`, `kHeight`, `kBlock` in kernels/conv5x5.cu.
+const WIDTH: usize = 64;
+const HEIGHT: usize = 32;
+const BLOCK: u32 = 256;
 
 struct Conv5x5 {
     y: Tensor,
@@ -34,6 +40,21 @@ impl Op for Conv5x5 {
     }
     fn flops(&self) -> u64 {
         50 * self.x.len() as u64
+    }
+    fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
+        let [q, s, width] = self.x.dims("conv5x5 x")?;
+        expect_equal("conv5x5 width", width, s)?;
+        one(Launch {
+            entry: "conv5x5_bf16",
+            grid: [
+                blocks("conv5x5 S", s.div_ceil(WIDTH))?,
+                blocks_yz("conv5x5 S", s.div_ceil(HEIGHT))?,
+                blocks_yz("conv5x5 Q", q)?,
+            ],
+            block: [BLOCK, 1, 1],
+            smem: 0,
+            args: args![&self.y, &self.x, &self.w, &self.b, int("conv5x5 S", s)?],
+        })
     }
     fn run(&self, m: &Memory) {
         let (w, b) = (m.vector(&self.w), m.vector(&self.b));

@@ -1,6 +1,7 @@
 //! Rows copied into a window of columns, the class token left out or not; see `reference/copy.rs`.
 
-use super::{Op, expect_equal};
+use super::launch::{args, int, rows};
+use super::{Gpu, Launch, Op, expect_equal, expect_multiple};
 use crate::Result;
 use crate::device::cpu::Memory;
 use crate::graph::{Tensor, Window};
@@ -39,6 +40,13 @@ impl Op for Copy {
     }
     fn writes(&self) -> Vec<&Tensor> {
         vec![&self.y.of]
+    }
+    fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
+        let ((n, stride), c) = (self.y.of.matrix(), self.y.width);
+        expect_multiple("copy y stride", stride, 8)?;
+        let [stride, width] = [int("copy y stride", stride)?, int("copy C", c)?];
+        let args = args![&self.y, stride, &self.x, width, int("copy rows", self.rows)?, self.skip as i32];
+        rows("copy", "copy_bf16", n, c, args)
     }
     fn run(&self, m: &Memory) {
         reference::copy(m.window_mut(&self.y), m.f32(&self.x), self.skip, self.rows);

@@ -1,10 +1,14 @@
 //! DySample upsampling by two; see `reference/dysample.rs`.
 
-use super::{Op, expect_equal, expect_multiple};
+use super::launch::{args, blocks, blocks_yz, elements, int, one};
+use super::{Gpu, Launch, Op, expect_equal, expect_multiple};
 use crate::Result;
 use crate::device::cpu::Memory;
 use crate::graph::{Tensor, Window};
 use crate::reference;
+
+/// Threads a block: `kBlock` in kernels/dysample.cu.
+const BLOCK: usize = 128;
 
 struct DysampleOffset {
     y: Tensor,
@@ -28,6 +32,13 @@ impl Op for DysampleOffset {
     }
     fn writes(&self) -> Vec<&Tensor> {
         vec![&self.y]
+    }
+    fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
+        let (n, k) = self.x.matrix();
+        expect_multiple("dysample_offset K", k, 8)?;
+        let [rows, width] = [int("dysample_offset N", n)?, int("dysample_offset K", k)?];
+        let args = args![&self.y, &self.x, &self.init_pos, rows, width];
+        elements("dysample_offset", "dysample_offset_bf16", (n * k).div_ceil(8), args)
     }
     fn run(&self, m: &Memory) {
         reference::dysample_offset(m.f32_mut(&self.y), m.f32(&self.x), &m.vector(&self.init_pos));
@@ -71,6 +82,20 @@ impl Op for Dysample {
     }
     fn writes(&self) -> Vec<&Tensor> {
         vec![&self.y.of]
+    }
+    fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
+        let ((n, stride), d) = (self.y.of.matrix(), self.y.width);
+        expect_multiple("dysample channels of a group", d / self.groups, 8)?;
+        expect_multiple("dysample y stride", stride, 8)?;
+        let [stride, side, width] = [stride, self.side, d].map(|n| int("dysample extent", n));
+        let groups = int("dysample groups", self.groups)?;
+        one(Launch {
+            entry: "dysample_bf16",
+            grid: [blocks("dysample rows", n)?, blocks_yz("dysample D", (d / 8).div_ceil(BLOCK))?, 1],
+            block: [BLOCK as u32, 1, 1],
+            smem: 0,
+            args: args![&self.y, stride?, &self.x, &self.offset, side?, width?, groups],
+        })
     }
     fn run(&self, m: &Memory) {
         let (side, groups) = (self.side, self.groups);

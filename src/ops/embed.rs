@@ -1,6 +1,7 @@
 //! Token embeddings, with image tokens in their places; see `reference/embed.rs`.
 
-use super::{Op, expect_equal};
+use super::launch::{args, int, rows};
+use super::{Gpu, Launch, Op, expect_equal};
 use crate::Result;
 use crate::device::cpu::Memory;
 use crate::graph::Tensor;
@@ -39,6 +40,11 @@ impl Op for Embed {
     }
     fn cost(&self) -> crate::graph::Cost {
         crate::graph::Cost { flops: 0, bytes: 4 * self.y.len() as u64 } // of the table only the rows read count
+    }
+    fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
+        let (n, c) = self.y.matrix();
+        let args = args![&self.y, &self.ids, &self.table, self.images.as_ref(), int("embed C", c)?];
+        rows("embed", "embed_bf16", n, c, args)
     }
     fn run(&self, m: &Memory) {
         let images = self.images.as_ref().map(|t| m.f32(t));

@@ -1,6 +1,7 @@
 //! Rows picked by number; see `reference/gather_rows.rs`.
 
-use super::Op;
+use super::launch::{args, int, rows};
+use super::{Gpu, Launch, Op};
 use crate::Result;
 use crate::device::cpu::Memory;
 use crate::graph::Tensor;
@@ -32,6 +33,11 @@ impl Op for GatherRows {
     }
     fn cost(&self) -> crate::graph::Cost {
         crate::graph::Cost { flops: 0, bytes: 4 * self.y.len() as u64 } // of x only the rows read count
+    }
+    fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
+        let (n, c) = self.y.matrix();
+        let args = args![&self.y, &self.x, &self.rows, int("gather_rows C", c)?];
+        rows("gather_rows", "gather_rows_bf16", n, c, args)
     }
     fn run(&self, m: &Memory) {
         reference::gather_rows(m.f32_mut(&self.y), m.f32(&self.x), m.i32(&self.rows));

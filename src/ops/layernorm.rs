@@ -1,10 +1,15 @@
 //! LayerNorm over the last dimension, alone or of a sum; see `reference/layernorm.rs`.
 
-use super::{Op, expect_equal};
+use super::launch::{args, int, norm};
+use super::{Gpu, Launch, Op, expect_equal, expect_multiple};
 use crate::Result;
 use crate::device::cpu::Memory;
 use crate::graph::{Tensor, Window};
 use crate::reference::{self, Summand};
+
+/// By vectors of eight a thread: `kVectors` in kernels/layernorm.cu.
+const LAYERNORM: [&str; 4] =
+    ["layernorm_bf16_v1", "layernorm_bf16_v2", "layernorm_bf16_v4", "layernorm_bf16_v8"];
 
 struct LayerNorm {
     y: Window,
@@ -84,6 +89,19 @@ impl Op for LayerNorm {
     }
     fn writes(&self) -> Vec<&Tensor> {
         vec![&self.y.of]
+    }
+    fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
+        let ((n, stride), c) = (self.y.of.matrix(), self.x.matrix().1);
+        expect_multiple("layernorm y stride", stride, 8)?;
+        let (r, image_of, per_q) = match &self.add {
+            Add::Nothing => (None, None, 1),
+            Add::Rows(r) => (Some(r), None, 1),
+            Add::Broadcast { r, image_of } => (Some(r), Some(image_of), n / image_of.len().max(1)),
+        };
+        let (per_q, width) = (int("layernorm P", per_q)?, int("layernorm C", c)?);
+        let stride = int("layernorm y stride", stride)?;
+        let args = args![&self.y, stride, &self.x, r, image_of, per_q, &self.w, &self.b, width, self.eps];
+        norm("layernorm", LAYERNORM, n, c, args)
     }
     fn run(&self, m: &Memory) {
         let add = match &self.add {

@@ -1,6 +1,7 @@
 //! Lays per-patch activations out as an image; see `reference/patches_to_pixels.rs`.
 
-use super::{Op, expect_equal};
+use super::launch::{args, elements, int};
+use super::{Gpu, Launch, Op, expect_equal, expect_multiple};
 use crate::Result;
 use crate::device::cpu::Memory;
 use crate::graph::Tensor;
@@ -36,6 +37,13 @@ impl Op for PatchesToPixels {
     }
     fn writes(&self) -> Vec<&Tensor> {
         vec![&self.y]
+    }
+    fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
+        let [q, side, _] = self.y.dims("patches_to_pixels y")?;
+        expect_multiple("patches_to_pixels S", side, 8)?;
+        let [q, g, p] = [q, self.side, self.cell].map(|n| int("patches_to_pixels extent", n));
+        let args = args![&self.y, &self.x, q?, g?, p?];
+        elements("patches_to_pixels", "patches_to_pixels_bf16", self.y.len().div_ceil(8), args)
     }
     fn run(&self, m: &Memory) {
         reference::patches_to_pixels(m.f32_mut(&self.y), m.f32(&self.x), self.side, self.cell);

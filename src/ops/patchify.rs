@@ -1,10 +1,15 @@
 //! Pixels as rows of patches; see `reference/patchify.rs`.
 
-use super::{Op, expect_multiple};
+use super::launch::{args, blocks, blocks_yz, int, one};
+use super::{Gpu, Launch, Op, expect_equal, expect_multiple};
 use crate::Result;
 use crate::device::cpu::Memory;
 use crate::graph::Tensor;
 use crate::reference;
+
+/// Threads a block, and patches beside each other that it makes: `kBlock`, `kPatches` in kernels/patchify.cu.
+const BLOCK: u32 = 256;
+const PATCHES: usize = 8;
 
 struct Patchify {
     y: Tensor,
@@ -33,6 +38,26 @@ impl Op for Patchify {
     }
     fn writes(&self) -> Vec<&Tensor> {
         vec![&self.y]
+    }
+    fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
+        let [b, channels, h, w] = self.x.dims("patchify x")?;
+        let (k, p) = (self.y.matrix().1, self.patch);
+        expect_equal("patchify width", w, h)?;
+        expect_multiple("patchify K", k, 8)?;
+        let g = h / p;
+        let [channels, side, p, k] = [channels, g, p, k].map(|n| int("patchify extent", n));
+        let smem = 2 * PATCHES * self.y.matrix().1;
+        one(Launch {
+            entry: "patchify_bf16",
+            grid: [
+                blocks("patchify G", g.div_ceil(PATCHES))?,
+                blocks_yz("patchify G", g)?,
+                blocks_yz("patchify B", b)?,
+            ],
+            block: [BLOCK, 1, 1],
+            smem: blocks("patchify K", smem)?,
+            args: args![&self.y, &self.x, channels?, side?, p?, k?],
+        })
     }
     fn run(&self, m: &Memory) {
         let [b, c, h, w] = [0, 1, 2, 3].map(|i| self.x.shape[i]);

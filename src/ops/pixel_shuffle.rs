@@ -1,6 +1,7 @@
 //! Four pixels' channels side by side (ps_version v2, scale 1/2); see `reference/pixel_shuffle.rs`.
 
-use super::{Op, expect_equal};
+use super::launch::{args, int, rows};
+use super::{Gpu, Launch, Op, expect_equal};
 use crate::Result;
 use crate::device::cpu::Memory;
 use crate::graph::Tensor;
@@ -33,6 +34,11 @@ impl Op for PixelShuffle {
     }
     fn writes(&self) -> Vec<&Tensor> {
         vec![&self.y]
+    }
+    fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
+        let (n, c) = self.x.matrix();
+        let [width, side] = [int("pixel_shuffle C", c)?, int("pixel_shuffle G", self.side)?];
+        rows("pixel_shuffle", "pixel_shuffle_bf16", n, c, args![&self.y, &self.x, width, side])
     }
     fn run(&self, m: &Memory) {
         reference::pixel_shuffle(m.f32_mut(&self.y), m.f32(&self.x), self.side, self.x.shape[1]);

@@ -1,10 +1,14 @@
 //! RMSNorm over the last dimension; see `reference/rmsnorm.rs`.
 
-use super::Op;
+use super::launch::{args, int, norm};
+use super::{Gpu, Launch, Op};
 use crate::Result;
 use crate::device::cpu::Memory;
 use crate::graph::Tensor;
 use crate::reference;
+
+/// By vectors of eight a thread: `kVectors` in kernels/rmsnorm.cu.
+const RMSNORM: [&str; 4] = ["rmsnorm_bf16_v1", "rmsnorm_bf16_v2", "rmsnorm_bf16_v4", "rmsnorm_bf16_v8"];
 
 struct RmsNorm {
     y: Tensor,
@@ -30,6 +34,10 @@ impl Op for RmsNorm {
     }
     fn writes(&self) -> Vec<&Tensor> {
         vec![&self.y]
+    }
+    fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
+        let (n, c) = self.x.matrix();
+        norm("rmsnorm", RMSNORM, n, c, args![&self.y, &self.x, &self.w, int("rmsnorm C", c)?, self.eps])
     }
     fn run(&self, m: &Memory) {
         reference::rmsnorm(m.f32_mut(&self.y), m.f32(&self.x), &m.vector(&self.w), self.eps);

@@ -1,10 +1,14 @@
 //! q, k, v out of the fused projection, rotated, K and V into the cache; see `reference/rope_split.rs`.
 
-use super::{KvCache, Op, expect_equal};
-use crate::Result;
+use super::launch::{args, blocks, int, one};
+use super::{Gpu, KvCache, Launch, Op, expect_equal, expect_multiple};
 use crate::device::cpu::Memory;
 use crate::graph::Tensor;
 use crate::reference;
+use crate::{Error, Result};
+
+/// Threads a block: `kBlock` in kernels/rope_split.cu.
+const BLOCK: u32 = 256;
 
 struct RopeSplit {
     q: Option<Tensor>,
@@ -67,6 +71,34 @@ impl Op for RopeSplit {
         // of the cache only the rows written count
         let (t, width) = self.qkv.matrix();
         crate::graph::Cost { flops: 0, bytes: (2 * 2 * t * width) as u64 }
+    }
+    fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
+        let (t, [nkv, cap, hd]) = (self.qkv.matrix().0, [0, 1, 2].map(|i| self.k.shape[i]));
+        expect_multiple("rope_split HD", hd, 16)?;
+        let [nh, nkv, width, cap] = [self.heads, nkv, hd, cap].map(|n| int("rope_split extent", n));
+        if hd > 2 * BLOCK as usize {
+            return Err(Error::shape("rope_split HD", format!("at most {}", 2 * BLOCK), hd.to_string()));
+        }
+        let (positions, kv_rows) = (&self.positions, &self.kv_rows);
+        one(Launch {
+            entry: "rope_split_bf16",
+            grid: [blocks("rope_split T", t)?, 1, 1],
+            block: [BLOCK, 1, 1],
+            smem: 0,
+            args: args![
+                self.q.as_ref(),
+                &self.k,
+                &self.v,
+                &self.qkv,
+                positions,
+                kv_rows,
+                &self.inv_freq,
+                nh?,
+                nkv?,
+                width?,
+                cap?
+            ],
+        })
     }
     fn run(&self, m: &Memory) {
         let [kv_heads, cap, head_dim] = [0, 1, 2].map(|i| self.k.shape[i]);

@@ -1,6 +1,7 @@
 //! Logistic function; see `reference/sigmoid.rs`.
 
-use super::Op;
+use super::launch::{args, elements, int};
+use super::{Gpu, Launch, Op, expect_multiple};
 use crate::Result;
 use crate::device::cpu::Memory;
 use crate::graph::Tensor;
@@ -26,6 +27,11 @@ impl Op for Sigmoid {
     }
     fn writes(&self) -> Vec<&Tensor> {
         vec![&self.y]
+    }
+    fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
+        expect_multiple("sigmoid N", self.x.len(), 4)?;
+        let args = args![&self.y, &self.x, int("sigmoid N", self.x.len())?];
+        elements("sigmoid", "sigmoid_f32", self.x.len() / 4, args)
     }
     fn run(&self, m: &Memory) {
         reference::sigmoid(m.f32_mut(&self.y), m.f32(&self.x));

@@ -1,6 +1,7 @@
 //! Class token before the patches, position embedding added; see `reference/vit_tokens.rs`.
 
-use super::{Op, expect_equal};
+use super::launch::{args, int, rows};
+use super::{Gpu, Launch, Op, expect_equal};
 use crate::Result;
 use crate::device::cpu::Memory;
 use crate::graph::Tensor;
@@ -40,6 +41,12 @@ impl Op for VitTokens {
     }
     fn writes(&self) -> Vec<&Tensor> {
         vec![&self.y]
+    }
+    fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
+        let ((n, c), tokens) = (self.y.matrix(), self.y.shape[1]);
+        let [width, tokens] = [int("vit_tokens C", c)?, int("vit_tokens tokens", tokens)?];
+        let args = args![&self.y, &self.patches, &self.class, &self.position, width, tokens];
+        rows("vit_tokens", "vit_tokens_bf16", n, c, args)
     }
     fn run(&self, m: &Memory) {
         let (class, position) = (m.vector(&self.class), m.vector(&self.position));

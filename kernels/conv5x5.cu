@@ -1,0 +1,58 @@
+// 5x5 convolution of one channel, zero padding.
+//
+//   y[q,r,s] = b + sum_{u,v} w[u,v] * x[q, r+u-2, s+v-2]
+//
+//   y  (Q, S, S)  f32
+//   x  (Q, S, S)  bf16
+//   w  (5, 5)     bf16
+//   b  (1)        bf16
+//
+// Requires gridDim == (ceil(S/kWidth), ceil(S/kHeight), Q). f32 sums in the order u, v. A block makes kWidth x kHeight outputs from a tile
+// in shared memory; a thread makes kRows outputs of one column, and reads each of its 5*(kRows+4) inputs once.
+// Bytes: 6*Q*S*S, and the tiles' edges.
+
+#include "common.cuh"
+
+constexpr int kWidth = 64, kHeight = 32, kRows = 8;     // == ops::conv5x5::{WIDTH, HEIGHT}
+constexpr int kBlock = kWidth * kHeight / kRows;        // == ops::conv5x5::BLOCK
+constexpr int kTileWidth = kWidth + 4, kTileHeight = kHeight + 4;
+
+extern "C" __global__ void __launch_bounds__(kBlock, 4)
+conv5x5_bf16(float* y, const bf16* x, const bf16* w, const bf16* b, int S) {
+    __shared__ float s_x[kTileHeight][kTileWidth];
+    const int row0 = blockIdx.y * kHeight, col0 = blockIdx.x * kWidth;
+    const size_t image = size_t(blockIdx.z) * S * S;
+    for (int e = threadIdx.x; e < kTileHeight * kTileWidth; e += kBlock) {
+        const int row = row0 + e / kTileWidth - 2, col = col0 + e % kTileWidth - 2;
+        const bool inside = row >= 0 && row < S && col >= 0 && col < S;
+        s_x[e / kTileWidth][e % kTileWidth] = inside ? __bfloat162float(x[image + size_t(row) * S + col]) : 0.f;
+    }
+    float r_w[5][5];
+#pragma unroll
+    for (int i = 0; i < 25; ++i) r_w[i / 5][i % 5] = __bfloat162float(w[i]);
+    const float bias = __bfloat162float(b[0]);
+    __syncthreads();
+    const int col = threadIdx.x % kWidth, first = threadIdx.x / kWidth * kRows;
+    float acc[kRows];
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) acc[k] = bias;
+#pragma unroll
+    for (int i = 0; i < kRows + 4; ++i) {
+        float r_x[5];
+#pragma unroll
+        for (int v = 0; v < 5; ++v) r_x[v] = s_x[first + i][col + v];
+#pragma unroll
+        for (int u = 0; u < 5; ++u) {
+            const int k = i - u;  // input line i is line u of output k's window
+            if (k >= 0 && k < kRows) {
+#pragma unroll
+                for (int v = 0; v < 5; ++v) acc[k] += r_w[u][v] * r_x[v];
+            }
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) {
+        const int row = row0 + first + k;
+        if (row < S && col0 + col < S) y[image + size_t(row) * S + col0 + col] = acc[k];
+    }
+}

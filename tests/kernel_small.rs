@@ -1,0 +1,284 @@
+//! Kernels that are neither a matmul nor attention, on the simulated driver with every check on, beside `reference/`.
+//!
+//! Copies, permutations, gathers, argmax and masks: bitwise equal. Norms and elementwise ones: within twice the error of the same
+//! computed plainly in bf16. Shapes: the model's widths, one row, tails of every block, and windows of wider matrices.
+
+mod common;
+
+use common::gpu::{Case, Output, normal, round};
+use mllmseg::graph::DType::{Act, F32, I32, U8};
+use mllmseg::ops;
+
+const EPS: f32 = 1e-5;
+
+/// Rows and columns: decode, one vector, block edges, the widths of the model, the widest.
+const ROWS: [(usize, usize); 9] =
+    [(1, 4096), (3, 8), (2, 248), (2, 256), (5, 264), (7, 1024), (3, 2056), (2, 4104), (1, 16384)];
+
+fn rounded(v: impl IntoIterator<Item = f32>) -> Vec<f32> {
+    v.into_iter().map(round).collect()
+}
+
+#[test]
+fn rmsnorm() {
+    for (n, c) in ROWS {
+        let mut case = Case::new();
+        let (xs, ws) = (rounded(normal(1, n * c)), rounded(normal(2, c)));
+        let x = case.input("x", Act, &[n, c], &xs);
+        let w = case.input("w", Act, &[c], &ws);
+        let y = case.output("y", Act, &[n, c]);
+        let ran = case.run(ops::rmsnorm(&y, &x, &w, EPS).unwrap());
+        let plain = xs.chunks(c).flat_map(|x| {
+            let rstd = (x.iter().map(|v| v * v).sum::<f32>() / c as f32 + EPS).sqrt().recip();
+            x.iter().zip(&ws).map(|(x, w)| round(w * round(x * rstd))).collect::<Vec<_>>()
+        });
+        ran.outputs[0].expect_as_close_as(&plain.collect::<Vec<_>>(), 0.0, false);
+    }
+}
+
+/// `layernorm(v)` with the sum and the result rounded to bf16.
+fn plain_layernorm(v: &[f32], w: &[f32], b: &[f32]) -> Vec<f32> {
+    let c = w.len();
+    let row = |v: &[f32]| {
+        let v = rounded(v.to_vec());
+        let mean = v.iter().sum::<f32>() / c as f32;
+        let rstd = (v.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / c as f32 + EPS).sqrt().recip();
+        (0..c).map(|i| round(round((v[i] - mean) * rstd) * w[i] + b[i])).collect::<Vec<_>>()
+    };
+    v.chunks(c).flat_map(row).collect()
+}
+
+#[test]
+fn layernorm_into_a_window() {
+    for (n, c) in ROWS {
+        let mut case = Case::new();
+        let xs = rounded(normal(3, n * c));
+        let (ws, bs) = (rounded(normal(4, c)), rounded(normal(5, c)));
+        let x = case.input("x", Act, &[n, c], &xs);
+        let [w, b] = [("w", &ws), ("b", &bs)].map(|(name, v)| case.input(name, Act, &[c], v));
+        let before = normal(6, n * (c + 24));
+        let y = case.inout("y", Act, &[n, c + 24], &before);
+        let ran = case.run(ops::layernorm(&y.cols(8, c), &x, &w, &b, EPS).unwrap());
+        let mut plain = rounded(before);
+        let rows = plain_layernorm(&xs, &ws, &bs);
+        for (to, from) in plain.chunks_mut(c + 24).zip(rows.chunks(c)) {
+            to[8..8 + c].copy_from_slice(from);
+        }
+        let y = &ran.outputs[0];
+        y.expect_as_close_as(&plain, 0.0, false);
+        let outside = |v: &[f32]| -> Vec<f32> {
+            v.chunks(c + 24).flat_map(|r| [&r[..8], &r[8 + c..]].concat()).collect()
+        };
+        assert_eq!(outside(&y.gpu), outside(&plain), "columns outside the window change");
+    }
+}
+
+#[test]
+fn layernorm_of_a_sum() {
+    for (n, c) in ROWS {
+        let mut case = Case::new();
+        let (xs, rs) = (rounded(normal(7, n * c)), rounded(normal(8, n * c)));
+        let (ws, bs) = (rounded(normal(9, c)), rounded(normal(10, c)));
+        let [x, r] = [("x", &xs), ("r", &rs)].map(|(name, v)| case.input(name, Act, &[n, c], v));
+        let [w, b] = [("w", &ws), ("b", &bs)].map(|(name, v)| case.input(name, Act, &[c], v));
+        let y = case.output("y", Act, &[n, c]);
+        let ran = case.run(ops::add_layernorm(&y, &x, &r, &w, &b, EPS).unwrap());
+        let sum: Vec<f32> = xs.iter().zip(&rs).map(|(x, r)| x + r).collect();
+        ran.outputs[0].expect_as_close_as(&plain_layernorm(&sum, &ws, &bs), 0.0, false);
+    }
+}
+
+#[test]
+fn layernorm_of_an_image_and_a_vector() {
+    let (b, p, q, c) = (2, 5, 3, 264);
+    let mut case = Case::new();
+    let (xs, rs) = (rounded(normal(11, b * p * c)), rounded(normal(12, q * c)));
+    let (ws, bs) = (rounded(normal(13, c)), rounded(normal(14, c)));
+    let image_of = [1, 0, 1];
+    let x = case.input("x", Act, &[b, p, c], &xs);
+    let r = case.input("r", Act, &[q, c], &rs);
+    let of = case.ints("image_of", &[q], &image_of);
+    let [w, bias] = [("w", &ws), ("b", &bs)].map(|(name, v)| case.input(name, Act, &[c], v));
+    let y = case.output("y", Act, &[q, p, c]);
+    let ran = case.run(ops::broadcast_add_layernorm(&y, &x, &of, &r, &w, &bias, EPS).unwrap());
+    let mut sum = Vec::new();
+    for (i, image) in image_of.into_iter().enumerate() {
+        for row in xs[image as usize * p * c..][..p * c].chunks(c) {
+            sum.extend(row.iter().zip(&rs[i * c..]).map(|(x, r)| x + r));
+        }
+    }
+    ran.outputs[0].expect_as_close_as(&plain_layernorm(&sum, &ws, &bs), 0.0, false);
+}
+
+#[test]
+fn rows_go_to_their_places() {
+    for c in [8, 256, 2048, 2056, 4096] {
+        let mut case = Case::new();
+        let table = case.input("table", Act, &[6, c], &normal(1, 6 * c));
+        let images = case.input("images", Act, &[3, c], &normal(2, 3 * c));
+        let ids = case.ints("ids", &[5], &[5, -1, 0, -3, 5]);
+        let text = case.ints("text", &[2], &[3, 1]);
+        let rows = case.ints("rows", &[4], &[2, 0, 5, 2]);
+        let [a, b] = [("a", 5), ("b", 2)].map(|(name, n)| case.output(name, Act, &[n, c]));
+        let picked = case.output("picked", Act, &[4, c]);
+        let wide = case.inout("wide", Act, &[6, c + 16], &normal(3, 6 * (c + 16)));
+        let kept = case.output("kept", Act, &[4, c]);
+        let mut g = mllmseg::graph::Graph::new();
+        g.push("embed", ops::embed(&a, &ids, &table, Some(&images)).unwrap());
+        g.push("text", ops::embed(&b, &text, &table, None).unwrap());
+        g.push("gather", ops::gather_rows(&picked, &table, &rows).unwrap());
+        g.push("copy", ops::copy(&wide.cols(16, c), &table).unwrap());
+        g.push("drop_cls", ops::drop_cls(&kept.all(), &table.reshape([2, 3, c])).unwrap());
+        case.run_graph(g).outputs.iter().for_each(Output::expect_equal);
+    }
+}
+
+#[test]
+fn images_are_rearranged() {
+    for (b, g, c) in [(1, 2, 8), (2, 4, 264), (1, 16, 128)] {
+        let mut case = Case::new();
+        let x = case.input("x", Act, &[b * g * g, c], &normal(1, b * g * g * c));
+        let y = case.output("y", Act, &[b * g * g / 4, 4 * c]);
+        case.run(ops::pixel_shuffle(&y, &x, g).unwrap()).outputs[0].expect_equal();
+    }
+    for (q, g, p) in [(1, 4, 14), (2, 12, 14), (3, 8, 4)] {
+        let mut case = Case::new();
+        let x = case.input("x", Act, &[q, g * g, p * p], &normal(2, q * g * g * p * p));
+        let y = case.output("y", Act, &[q, g * p, g * p]);
+        case.run(ops::patches_to_pixels(&y, &x, g).unwrap()).outputs[0].expect_equal();
+    }
+    // the last groups of patches are short where G is no multiple of 8; K is 588 padded, or nothing is
+    for (b, g, p, k) in [(1, 32, 14, 592), (2, 11, 14, 600), (1, 3, 4, 48)] {
+        let mut case = Case::new();
+        let s = g * p;
+        let x = case.input("x", F32, &[b, 3, s, s], &rounded(normal(3, b * 3 * s * s)));
+        let y = case.output("y", Act, &[b * g * g, k]);
+        case.run(ops::patchify(&y, &x, p).unwrap()).outputs[0].expect_equal();
+    }
+}
+
+#[test]
+fn vit_tokens() {
+    let (b, n, c) = (2, 9, 264);
+    let mut case = Case::new();
+    let values = [b * n * c, c, (1 + n) * c].map(|len| rounded(normal(len as u64, len)));
+    let patches = case.input("patches", Act, &[b * n, c], &values[0]);
+    let class = case.input("class", Act, &[1, 1, c], &values[1]);
+    let position = case.input("position", Act, &[1, 1 + n, c], &values[2]);
+    let y = case.output("y", Act, &[b, 1 + n, c]);
+    let ran = case.run(ops::vit_tokens(&y, &patches, &class, &position).unwrap());
+    ran.outputs[0].expect_as_close_as(&rounded(ran.outputs[0].cpu.clone()), 0.0, false);
+}
+
+#[test]
+fn conv5x5_and_sigmoid() {
+    for (q, s) in [(1, 8), (2, 68), (1, 448)] {
+        let mut case = Case::new();
+        let x = case.input("x", Act, &[q, s, s], &normal(1, q * s * s));
+        let w = case.input("w", Act, &[1, 1, 5, 5], &normal(2, 25));
+        let b = case.input("b", Act, &[1], &[0.25]);
+        let [y, z] = ["y", "z"].map(|name| case.output(name, F32, &[q, s, s]));
+        let mut g = mllmseg::graph::Graph::new();
+        g.push("conv5x5", ops::conv5x5(&y, &x, &w, &b).unwrap());
+        g.push("sigmoid", ops::sigmoid(&z, &y).unwrap());
+        let ran = case.run_graph(g);
+        // f32 all along: 25 products of size up to 30, and one exponential
+        ran.outputs[0].expect_as_close_as(&ran.outputs[0].cpu.clone(), 1e-4, true);
+        ran.outputs[1].expect_as_close_as(&ran.outputs[1].cpu.clone(), 3e-5, true);
+    }
+}
+
+#[test]
+fn argmax_takes_the_first_of_equal_ones() {
+    for c in [1, 31, 1024, 1025, 2049] {
+        let mut rows = normal(1, 5 * c);
+        let same = rows[c / 2].max(50.0);
+        rows[c / 2] = same;
+        rows[c - 1] = same;
+        rows[c..2 * c].fill(f32::NEG_INFINITY);
+        rows[2 * c..3 * c].fill(f32::NAN);
+        rows[3 * c] = f32::NAN;
+        let mut case = Case::new();
+        let x = case.input("x", F32, &[5, c], &rows);
+        let y = case.output("y", I32, &[5]);
+        case.run(ops::argmax(&y, &x).unwrap()).outputs[0].expect_equal();
+    }
+}
+
+#[test]
+fn dysample() {
+    for (b, g, d, groups) in [(1, 16, 64, 4), (2, 3, 32, 4), (1, 4, 1032, 1)] {
+        let mut case = Case::new();
+        let n = b * g * g;
+        let x = case.input("x", Act, &[n, d], &normal(1, n * d));
+        // far beyond the border, too
+        let conv = case.input("conv", Act, &[n, 8 * groups], &normal(2, n * 8 * groups));
+        let init = case.input("init_pos", Act, &[1, 8 * groups, 1, 1], &normal(3, 8 * groups));
+        let offset = case.output("offset", F32, &[n, 8 * groups]);
+        let y = case.inout("y", Act, &[4 * n, d + 8], &vec![0.0; 4 * n * (d + 8)]);
+        let mut graph = mllmseg::graph::Graph::new();
+        graph.push("offset", ops::dysample_offset(&offset, &conv, &init).unwrap());
+        graph.push("dysample", ops::dysample(&y.cols(8, d), &x, &offset, g, groups).unwrap());
+        let ran = case.run_graph(graph);
+        ran.outputs[0].expect_equal();
+        let plain = rounded(ran.outputs[1].cpu.clone());
+        ran.outputs[1].expect_as_close_as(&plain, 0.0, true);
+    }
+}
+
+#[test]
+fn masks_have_the_reference_s_bits() {
+    let (q, s) = (3, 56);
+    let sizes = [(40, 70), (1, 1), (181, 100)];
+    let mut case = Case::new();
+    let smooth = |i: usize| ((i % s) as f32 * 0.1 + (i / s) as f32 * 0.07).sin() * 0.5 + 0.5;
+    let mut values: Vec<f32> = (0..q * s * s).map(smooth).collect();
+    values[s * s..2 * s * s].fill(0.2); // an empty mask
+    let x = case.input("x", F32, &[q, s, s], &values);
+    let (mut at, mut masks) = (0, Vec::new());
+    for (h, w) in sizes {
+        masks.extend([at, h, w]);
+        at += h * w;
+    }
+    let masks = case.ints("masks", &[q, 3], &masks);
+    let y = case.output("y", U8, &[at as usize]);
+    let score = case.output("score", F32, &[q]);
+    let sums = case.ints("sums", &[q, 4], &[-1; 12]);
+    let ran = case.run(ops::resize_mask(&y, &score, &sums, &x, &masks).unwrap());
+    ran.outputs[0].expect_equal();
+    assert!(ran.outputs[0].gpu.contains(&0.0) && ran.outputs[0].gpu.contains(&1.0));
+    ran.outputs[1].expect_as_close_as(&ran.outputs[1].cpu.clone(), 1e-6, false);
+    assert_eq!(ran.outputs[1].gpu[1], 0.0);
+}
+
+#[test]
+fn rope_split() {
+    let (t, nh, nkv, hd, cap) = (5, 8, 2, 128, 16);
+    for with_q in [true, false] {
+        let mut case = Case::new();
+        let width = (nh + 2 * nkv) * hd;
+        let qkv = case.input("qkv", Act, &[t, width], &normal(1, t * width));
+        let positions = case.ints("positions", &[t], &[0, 1, 1843, 32767, 131071]);
+        let kv_rows = case.ints("kv_rows", &[t], &[3, 0, 15, 7, 8]);
+        let freq = case.input("inv_freq", F32, &[hd / 2], &mllmseg::reference::inv_freq(1e6, hd));
+        let q = case.output("q", Act, &[t, nh, hd]);
+        let [k, v] = ["k", "v"].map(|n| case.inout(n, Act, &[1, nkv, cap, hd], &vec![0.5; nkv * cap * hd]));
+        let kv = ops::KvCache { k, v };
+        let to = with_q.then_some(&q);
+        let ran = case.run(ops::rope_split(to, &kv, 0, &qkv, &positions, &kv_rows, &freq, nh).unwrap());
+        for y in &ran.outputs[usize::from(!with_q)..] {
+            y.expect_as_close_as(&rounded(y.cpu.clone()), 0.0, true);
+        }
+        ran.outputs[2].expect_equal(); // v is copied
+    }
+}
+
+#[test]
+fn nothing_to_do_is_no_launch() {
+    let mut case = Case::new();
+    let x = case.input("x", Act, &[0, 64], &[]);
+    let w = case.input("w", Act, &[64], &normal(1, 64));
+    let y = case.output("y", Act, &[0, 64]);
+    let ran = case.run(ops::rmsnorm(&y, &x, &w, EPS).unwrap());
+    assert!(ran.report["launches"].as_array().unwrap().is_empty());
+}
