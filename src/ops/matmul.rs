@@ -1,10 +1,11 @@
 //! `y = epilogue(x @ wᵀ + b)`; see `reference/matmul.rs`.
 
-use super::{Op, expect_equal};
-use crate::Result;
+use super::launch::{args, blocks, int, one};
+use super::{Gpu, Launch, Op, expect_equal, expect_multiple};
 use crate::device::cpu::Memory;
-use crate::graph::Tensor;
+use crate::graph::{DType, Tensor};
 use crate::reference;
+use crate::{Error, Result};
 
 /// What happens to the product before it is stored.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +25,57 @@ pub enum Epilogue {
     SiluMul(Tensor),
 }
 
+/// A tile that kernels/matmul.cu is compiled for.
+struct Tile {
+    /// Rows and columns of the product that a block makes.
+    m: usize,
+    n: usize,
+    threads: u32,
+    /// Dynamic shared memory, bytes: `kShared` in kernels/matmul.cuh.
+    smem: u32,
+    /// Share of the tensor cores' rate that its main loop can use, by the shared-memory traffic of its warps' tiles.
+    efficiency: f64,
+    /// Kernels for bf16 results, SwiGLU, f32 results.
+    entries: [&'static str; 3],
+}
+
+macro_rules! tile {
+    ($m:literal x $n:literal, $threads:literal, $smem:expr, $efficiency:literal) => {
+        Tile {
+            m: $m,
+            n: $n,
+            threads: $threads,
+            smem: $smem,
+            efficiency: $efficiency,
+            entries: [
+                concat!("matmul_bf16_", $m, "x", $n),
+                concat!("matmul_silu_mul_bf16_", $m, "x", $n),
+                concat!("matmul_f32_", $m, "x", $n),
+            ],
+        }
+    };
+}
+
+/// The tiles of kernels/matmul.cu, largest first.
+const TILES: [Tile; 4] = [
+    tile!(128 x 256, 256, 4 * 384 * 64, 1.0),
+    tile!(128 x 128, 128, 4 * 256 * 64, 0.95),
+    tile!(64 x 64, 128, 5 * 128 * 64, 0.6),
+    tile!(32 x 64, 128, 6 * 96 * 64, 0.4),
+];
+
+/// Number of tiles that [`Matmul::with_tile`] knows.
+pub const MATMUL_TILES: usize = TILES.len();
+
+/// The tile whose slowest multiprocessor is done first: every one of them gives the same bits.
+fn pick(m: usize, n: usize, gpu: &Gpu) -> &'static Tile {
+    let time = |t: &Tile| {
+        let rounds = (m.div_ceil(t.m) * n.div_ceil(t.n)).div_ceil(gpu.sms.max(1) as usize);
+        (rounds * t.m * t.n) as f64 / t.efficiency
+    };
+    TILES.iter().min_by(|a, b| time(a).total_cmp(&time(b))).expect("there are tiles")
+}
+
 /// The op; built with [`matmul`] and the methods here.
 pub struct Matmul {
     y: Tensor,
@@ -31,6 +83,7 @@ pub struct Matmul {
     w: Tensor,
     b: Option<Tensor>,
     epilogue: Epilogue,
+    tile: Option<usize>,
 }
 
 /// `y (M,N) = x (M,K) @ w (N,K)ᵀ`; leading extents of `y` and `x` are taken as rows, trailing ones of `w` as columns.
@@ -40,7 +93,7 @@ pub fn matmul(y: &Tensor, x: &Tensor, w: &Tensor) -> Result<Matmul> {
     w.expect_len("matmul w", n * k)?;
     expect_equal("matmul y columns", y.matrix().1, n)?;
     expect_equal("matmul y rows", y.matrix().0, m)?;
-    Ok(Matmul { y: y.clone(), x: x.clone(), w: w.clone(), b: None, epilogue: Epilogue::Store })
+    Ok(Matmul { y: y.clone(), x: x.clone(), w: w.clone(), b: None, epilogue: Epilogue::Store, tile: None })
 }
 
 impl Matmul {
@@ -60,6 +113,12 @@ impl Matmul {
         }
         self.epilogue = epilogue;
         Ok(self)
+    }
+
+    /// Fixes the kernel's tile, by number below [`MATMUL_TILES`]: for tests and benches.
+    pub fn with_tile(mut self, tile: usize) -> Self {
+        self.tile = Some(tile);
+        self
     }
 }
 
@@ -91,6 +150,42 @@ impl Op for Matmul {
     fn flops(&self) -> u64 {
         let twice = if matches!(self.epilogue, Epilogue::SiluMul(_)) { 2 } else { 1 };
         2 * twice * (self.x.matrix().0 * self.w.len()) as u64
+    }
+    fn launch(&self, gpu: &Gpu) -> Result<Vec<Launch>> {
+        let ((m, k), n) = (self.x.matrix(), self.w.shape[0]);
+        if m == 0 || n == 0 {
+            return Ok(Vec::new());
+        }
+        expect_multiple("matmul K", k, 8)?; // 16-byte copies
+        let swiglu = matches!(self.epilogue, Epilogue::SiluMul(_));
+        let width = if swiglu { 2 * n } else { n };
+        let tile = self.tile.and_then(|t| TILES.get(t)).unwrap_or_else(|| pick(m, width, gpu));
+        let (y, x, w, b) = (&self.y, &self.x, &self.w, self.b.as_ref());
+        let [rows, cols, depth] = [m, n, k].map(|n| int("matmul extent", n));
+        let (rows, cols, depth) = (rows?, cols?, depth?);
+        // `Then` in kernels/matmul.cu
+        let (then, ls) = match &self.epilogue {
+            Epilogue::Store | Epilogue::SiluMul(_) => (0, None),
+            Epilogue::Gelu => (1, None),
+            Epilogue::Relu => (2, None),
+            Epilogue::Residual => (3, None),
+            Epilogue::ScaledResidual(ls) => (3, Some(ls)),
+        };
+        let (kind, args) = match &self.epilogue {
+            Epilogue::SiluMul(w3) => (1, args![y, x, w, w3, rows, cols, depth]),
+            Epilogue::Store if y.dtype == DType::F32 => (2, args![y, x, w, b, rows, cols, depth]),
+            _ => (0, args![y, x, w, b, ls, rows, cols, depth, then]),
+        };
+        if (swiglu && b.is_some()) || (kind != 2 && y.dtype != DType::Act) {
+            return Err(Error::shape(self.kind(), "an epilogue that the kernels have", "another one"));
+        }
+        one(Launch {
+            entry: tile.entries[kind],
+            grid: [blocks("matmul tiles", m.div_ceil(tile.m) * width.div_ceil(tile.n))?, 1, 1],
+            block: [tile.threads, 1, 1],
+            smem: tile.smem,
+            args,
+        })
     }
     fn run(&self, m: &Memory) {
         let b = self.b.as_ref().map(|b| m.vector(b));

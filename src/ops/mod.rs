@@ -35,7 +35,7 @@ pub use embed::embed;
 pub use gather_rows::gather_rows;
 pub use launch::{Arg, Gpu, Launch};
 pub use layernorm::{add_layernorm, broadcast_add_layernorm, layernorm};
-pub use matmul::{Epilogue, Matmul, matmul};
+pub use matmul::{Epilogue, MATMUL_TILES, Matmul, matmul};
 pub use patches_to_pixels::patches_to_pixels;
 pub use patchify::patchify;
 pub use pixel_shuffle::pixel_shuffle;
