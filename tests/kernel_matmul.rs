@@ -120,7 +120,7 @@ fn shapes_of_the_model() {
         (40, 256, 4096, ScaledResidual), // fc2
         (20, 640, 2048, Residual),       // wo
         (20, 448, 1024, SiluMul),        // w1 and w3
-        (2, 515, 4096, Wide),             // logits: an odd number of columns
+        (2, 515, 4096, Wide),            // logits: an odd number of columns
         (256, 32, 1024, Store),          // DySample's offsets
         (1, 1024, 4096, Store),          // text_down, one expression
         (64, 64, 592, Store),            // patches, padded

@@ -1,10 +1,19 @@
 //! Softmax attention without a mask; see `reference/attention.rs`.
 
-use super::{Op, expect_equal, expect_multiple};
-use crate::Result;
+use super::launch::{args, blocks, blocks_yz, int, one};
+use super::{Gpu, Launch, Op, expect_equal, expect_multiple};
 use crate::device::cpu::Memory;
 use crate::graph::{Tensor, Window};
 use crate::reference;
+use crate::{Error, Result};
+
+/// Threads a block; by head size its kernel, the queries of a block, and its dynamic shared memory: `kThreads`, `kRows`, `kShared` in
+/// kernels/attention.cuh.
+pub(super) const BLOCK: u32 = 128;
+const HEADS: [(usize, &str, usize, u32); 2] = [
+    (64, "attention_bf16_hd64", 128, 2 * 64 * (128 + 4 * 64)),
+    (128, "attention_bf16_hd128", 64, 2 * 128 * (64 + 4 * 64)),
+];
 
 struct Attention {
     y: Tensor,
@@ -51,6 +60,46 @@ impl Op for Attention {
     fn flops(&self) -> u64 {
         let (rows, c) = self.y.matrix();
         4 * (rows * c * (self.k.of.matrix().0 / self.batch)) as u64
+    }
+    fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
+        let (rows, c) = self.y.matrix();
+        let (tq, tk) = (rows / self.batch, self.k.of.matrix().0 / self.batch);
+        let hd = c / self.heads;
+        let Some(&(_, entry, tile, smem)) = HEADS.iter().find(|h| h.0 == hd) else {
+            return Err(Error::shape("attention head size", "64 or 128", hd.to_string()));
+        };
+        if tk == 0 {
+            return Err(Error::shape("attention keys", "at least one", "none"));
+        }
+        let stride = |w: &Window| {
+            expect_multiple("attention columns", w.of.matrix().1, 8)?; // 16-byte copies
+            expect_multiple("attention columns", w.col, 8)?;
+            int("attention stride", w.of.matrix().1)
+        };
+        let (q, k, v) = (&self.q, &self.k, &self.v);
+        let [queries, keys] = [int("attention Tq", tq)?, int("attention Tk", tk)?];
+        one(Launch {
+            entry,
+            grid: [
+                blocks("attention Tq", tq.div_ceil(tile))?,
+                blocks_yz("attention heads", self.heads)?,
+                blocks_yz("attention items", self.batch)?,
+            ],
+            block: [BLOCK, 1, 1],
+            smem,
+            args: args![
+                &self.y,
+                int("attention C", c)?,
+                q,
+                stride(q)?,
+                k,
+                stride(k)?,
+                v,
+                stride(v)?,
+                queries,
+                keys
+            ],
+        })
     }
     fn run(&self, m: &Memory) {
         let [q, k, v] = [&self.q, &self.k, &self.v].map(|w| m.window(w));
