@@ -185,7 +185,7 @@ fn run(
     }
     let q = slots.len();
     let mut states = States::default();
-    let (graph, io) = whole(model, &mut states, t, q, 1)?;
+    let (graph, io) = whole(model, &mut states, t, q, q)?;
     states.tensors.iter().try_for_each(|t| device.allocate(t))?;
     fill(device, &io, input, &rows, &read, &slots)?;
 
@@ -240,7 +240,8 @@ fn fill(
     device.write_i32(&io.slot_rows, slots)?;
     device.write_i32(&io.masks.slots, &(0..slots.len() as i32).collect::<Vec<_>>())?;
     device.write_i32(&io.masks.image_of, &vec![0i32; slots.len()])?;
-    device.write_i32(&io.masks.masks, &[0, 1, 1].repeat(slots.len())) // the dump resizes by itself: it shows probabilities
+    // the dump resizes by itself, as it shows probabilities: one pixel each here
+    device.write_i32(&io.masks.masks, &(0..slots.len() as i32).flat_map(|i| [i, 1, 1]).collect::<Vec<_>>())
 }
 
 /// `value >= 0.5`, packed 8 a byte, most significant bit first.
