@@ -1,6 +1,7 @@
 //! `mllmseg doctor`: what this machine can run, and what is missing.
 
 use mllmseg::Result;
+use mllmseg::device::cuda;
 use std::process::ExitCode;
 
 /// Say what this machine can run, and what is missing
@@ -19,7 +20,15 @@ pub fn run(_: Args) -> Result<ExitCode> {
         );
     }
     println!("cuda      {}", driver());
-    println!("          this build has no CUDA kernels: every command runs on the CPU");
+    match cuda::why_no_kernels() {
+        Some(why) => {
+            println!("          no kernels in this build ({why}): tools/cuda/fetch, then build again")
+        }
+        None => println!(
+            "          {} kernels in this build; --device sim runs them without a GPU",
+            cuda::kernels().map(|k| k.1.len()).sum::<usize>()
+        ),
+    }
     Ok(ExitCode::SUCCESS)
 }
 

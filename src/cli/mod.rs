@@ -7,9 +7,10 @@ use mllmseg::reference::Precision;
 use mllmseg::text::UserText;
 use mllmseg::{Engine, Error, Options, Prompting, Result};
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 mod completions;
 mod demo;
@@ -18,6 +19,7 @@ mod dump;
 mod graph;
 mod inspect;
 mod preprocess;
+mod profile;
 mod segment;
 mod synth;
 mod tokenize;
@@ -42,6 +44,7 @@ enum Command {
     Dump(dump::Args),
     Tokenize(tokenize::Args),
     Preprocess(preprocess::Args),
+    Profile(profile::Args),
     Synth(synth::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -57,6 +60,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Dump(args) => dump::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Preprocess(args) => preprocess::run(args),
+        Command::Profile(args) => profile::run(args),
         Command::Synth(args) => synth::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(args),
@@ -121,17 +125,25 @@ impl Compute {
             CpuPrecision::Bf16 => Precision::Bf16,
         };
         let user_text = if self.published_text { UserText::Parsed } else { UserText::Plain };
-        let mut engine = Engine::open(
-            model,
-            Options {
-                device: self.device,
-                precision,
-                graphs: !self.no_graph,
-                sync: self.sync,
-                savings,
-                user_text,
-            },
-        )?;
+        let options = Options {
+            device: self.device,
+            precision,
+            graphs: !self.no_graph,
+            sync: self.sync,
+            savings,
+            user_text,
+        };
+        let start = Instant::now();
+        let show = self.device != Choice::Cpu && std::io::stderr().is_terminal();
+        let mut engine = Engine::open_with(model, options, &mut |done, total| {
+            if show {
+                let (gb, s) = (done as f64 / 1e9, start.elapsed().as_secs_f64().max(1e-9));
+                eprint!("\rweights: {gb:.1} of {:.1} GB, {:.1} GB/s ", total as f64 / 1e9, gb / s);
+            }
+        })?;
+        if show {
+            eprintln!();
+        }
         for note in engine.checkpoint().notes() {
             eprintln!("note: {note}");
         }
