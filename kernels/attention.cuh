@@ -37,16 +37,18 @@ struct Flash {
     __device__ __forceinline__ uint32_t keys(int slot) const { return base + kRows * kRowBytes + slot * kSlot; }
     __device__ __forceinline__ uint32_t values(int slot) const { return keys(slot) + 2 * kSlot; }
 
-    // Copies rows of HD elements; `from(row)` is where a row lies.
+    // The thread's chunk of every kStep-th row.
+    static constexpr int kStep = kThreads / kChunks;
+    static_assert(kStep % 8 == 0, "the swizzle of a thread's rows is one");
+    __device__ __forceinline__ static int row() { return threadIdx.x / kChunks; }
+    __device__ __forceinline__ static int column() { return threadIdx.x % kChunks * 8; }
+
+    // Copies kCount rows; `from(i)` is the address of the thread's chunk in its i-th row, row() + i*kStep.
     template <int kCount, class From>
     __device__ __forceinline__ static void copy(uint32_t to, From from) {
+        to += place(row(), threadIdx.x % kChunks);
 #pragma unroll
-        for (int e = 0; e < kCount * kChunks; e += kThreads) {
-            const int row = (e + threadIdx.x) / kChunks, chunk = (e + threadIdx.x) % kChunks;
-            if (kCount * kChunks % kThreads == 0 || e + threadIdx.x < kCount * kChunks) {
-                cp_async_16(to + place(row, chunk), from(row) + chunk * 8);
-            }
-        }
+        for (int i = 0; i < kCount / kStep; ++i) cp_async_16(to + i * kStep * kRowBytes, from(i));
     }
 
     // After the queries have landed.
@@ -75,13 +77,16 @@ struct Flash {
         static_assert(HD == 64 || HD == 128, "the scale is that of these head sizes");
         constexpr float kScale = (HD == 64 ? 0.125f : 0.08838835f) * 1.44269504f;  // log2(e) / sqrt(HD)
         const int lane = threadIdx.x % 32;
+        // Rows are aligned to their size, so that the swizzled place of another chunk differs in bits of the address alone.
+        const uint32_t k_at = keys(slot) + place(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+        const uint32_t v_at = values(slot) + place(lane % 16, lane / 16);
         float s[kFragM][kKeys / 8][4] = {};
 #pragma unroll
         for (int k = 0; k < HD / 16; ++k) {
 #pragma unroll
             for (int n = 0; n < kKeys / 16; ++n) {
                 uint32_t b[4];
-                ldmatrix_x4(b, keys(slot) + place(n * 16 + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+                ldmatrix_x4(b, (k_at ^ k * 32) + n * 16 * kRowBytes);
 #pragma unroll
                 for (int m = 0; m < kFragM; ++m) {
                     mma_m16n8k16(s[m][2 * n], q[m][k], b[0], b[1]);
@@ -109,6 +114,7 @@ struct Flash {
                 top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
                 top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
                 const float scaled = top * kScale, shrink = ex2(fmaf(largest[m][half], kScale, -scaled));
+                const bool grew = top > largest[m][half];
                 largest[m][half] = top;
                 float total = sum[m][half] * shrink;
 #pragma unroll
@@ -120,10 +126,13 @@ struct Flash {
                     }
                 }
                 sum[m][half] = total;
+                // Rarely once the first blocks are past; a factor of one would change nothing.
+                if (__any_sync(0xffffffff, grew)) {
 #pragma unroll
-                for (int n = 0; n < HD / 8; ++n) {
-                    o[m][n][2 * half] *= shrink;
-                    o[m][n][2 * half + 1] *= shrink;
+                    for (int n = 0; n < HD / 8; ++n) {
+                        o[m][n][2 * half] *= shrink;
+                        o[m][n][2 * half + 1] *= shrink;
+                    }
                 }
             }
             // The accumulator's layout of two neighbouring fragments is that of one left operand.
@@ -140,7 +149,7 @@ struct Flash {
 #pragma unroll
             for (int n = 0; n < HD / 16; ++n) {
                 uint32_t b[4];
-                ldmatrix_x4_trans(b, values(slot) + place(k * 16 + lane % 16, 2 * n + lane / 16));
+                ldmatrix_x4_trans(b, (v_at ^ n * 32) + k * 16 * kRowBytes);
 #pragma unroll
                 for (int m = 0; m < kFragM; ++m) {
                     mma_m16n8k16(o[m][2 * n], p[m][k], b[0], b[1]);

@@ -16,7 +16,7 @@
 template <int HD, int kFragM>
 __device__ __forceinline__ void attention_ranges(bf16* y, const bf16* q, const bf16* k, const bf16* v, const int* segments, int S,
                                                  int NH, int NKV, int CAP) {
-    extern __shared__ __align__(128) char smem[];
+    extern __shared__ __align__(256) char smem[];
     using F = Flash<HD, kFragM>;
     const int group = NH / NKV, kv_head = blockIdx.y;
     const int* segment = segments;
@@ -46,40 +46,52 @@ __device__ __forceinline__ void attention_ranges(bf16* y, const bf16* q, const b
         const int at = (i - blocks1) * kKeys;
         return {own + at, last_t + 1 - at, at};
     };
-    auto fetch = [&](int i, int slot) {
+    const bf16 *k_at = k + head + F::column(), *v_at = v + head + F::column();
+    auto fetch = [&](int i) {  // any block: rows past its range's last are the last again
         const Keys b = keys_of(i);
-        F::template copy<kKeys>(f.keys(slot), [&](int r) { return k + head + size_t(b.row + min(r, b.left - 1)) * HD; });
-        F::template copy<kKeys>(f.values(slot), [&](int r) { return v + head + size_t(b.row + min(r, b.left - 1)) * HD; });
+        auto key = [&](int n) { return size_t(b.row + min(F::row() + n * F::kStep, b.left - 1)) * HD; };
+        F::template copy<kKeys>(f.keys(i % 2), [&](int n) { return k_at + key(n); });
+        F::template copy<kKeys>(f.values(i % 2), [&](int n) { return v_at + key(n); });
         cp_async_commit_group();
     };
     auto at = [&](int r) { return (size_t(row0 + (first + r) / group) * NH + kv_head * group + (first + r) % group) * HD; };
-    F::template copy<F::kRows>(f.base, [&](int r) { return q + at(min(r, rows - 1 - first)); });
+    F::template copy<F::kRows>(f.base, [&](int i) { return q + at(min(F::row() + i * F::kStep, rows - 1 - first)) + F::column(); });
     cp_async_commit_group();
-    fetch(0, 0);
+    fetch(0);
     cp_async_wait_group<1>();
     __syncthreads();
     f.begin();
 
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    for (int i = 0; i < blocks; ++i) {
-        cp_async_wait_group<0>();
-        __syncthreads();  // block i is there, and the other slot has been used by all
-        if (i + 1 < blocks) fetch(i + 1, (i + 1) % 2);
+    int limit[kFragM][2];
+    for (int i = 0; i < blocks;) {
         const Keys b = keys_of(i);
-        int limit[kFragM][2];
-        if (b.left >= kKeys && (b.at < 0 || b.at + kKeys - 1 <= first_t)) {
+        // Blocks from this one on that every row sees whole; all but the last are followed by their like.
+        const int whole = (b.at < 0 ? b.left : min(b.left, first_t + 1 - b.at)) / kKeys;
+        const bf16 *k_next = k_at + size_t(b.row + kKeys + F::row()) * HD, *v_next = v_at + size_t(b.row + kKeys + F::row()) * HD;
+        for (int end = i + whole - 1; i < end; ++i) {
+            cp_async_wait_group<0>();
+            __syncthreads();  // block i is there, and the other slot has been used by all
+            F::template copy<kKeys>(f.keys(1 - i % 2), [&](int n) { return k_next + n * F::kStep * HD; });
+            F::template copy<kKeys>(f.values(1 - i % 2), [&](int n) { return v_next + n * F::kStep * HD; });
+            cp_async_commit_group();
+            k_next += kKeys * HD, v_next += kKeys * HD;
             f.template step<false>(i % 2, limit);
-        } else {
-#pragma unroll
-            for (int m = 0; m < kFragM; ++m) {
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    const int t = (first + (warp * kFragM + m) * 16 + half * 8 + lane / 4) / group;
-                    limit[m][half] = b.at < 0 ? b.left : min(b.left, t + 1 - b.at);
-                }
-            }
-            f.template step<true>(i % 2, limit);
         }
+        cp_async_wait_group<0>();
+        __syncthreads();
+        if (i + 1 < blocks) fetch(i + 1);
+        const Keys last = keys_of(i);
+#pragma unroll
+        for (int m = 0; m < kFragM; ++m) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int t = (first + (warp * kFragM + m) * 16 + half * 8 + lane / 4) / group;
+                limit[m][half] = last.at < 0 ? last.left : min(last.left, t + 1 - last.at);
+            }
+        }
+        f.template step<true>(i % 2, limit);
+        ++i;
     }
     f.finish(smem, [&](int r) -> bf16* { return first + r < rows ? y + at(r) : nullptr; });
 }
@@ -89,5 +101,4 @@ __device__ __forceinline__ void attention_ranges(bf16* y, const bf16* q, const b
         bf16* y, const bf16* q, const bf16* k, const bf16* v, const int* segments, int S, int NH, int NKV, int CAP) {     \
         attention_ranges<HD, kFragM>(y, q, k, v, segments, S, NH, NKV, CAP);                                              \
     }
-INSTANCE(64, 1)
 INSTANCE(128, 1)

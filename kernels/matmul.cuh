@@ -85,6 +85,7 @@ __device__ __forceinline__ void multiply(float (&acc)[T::kFragM][T::kFragN][4], 
     __syncthreads();
     read(0, 0);
     uint32_t slot = 0, fill = (T::kStages - 1) * T::kSlot;
+#pragma unroll 2
     for (int tile = 0; tile < tiles; ++tile) {
         read(1, slot);
         // The slot that is filled was last read before the barrier below, in the round before.

@@ -62,7 +62,7 @@ fn ranges(
 #[test]
 fn causal_over_ranges() {
     let one = |rows, a: (i32, i32), b: (i32, i32), kv| [[0, rows, a.0, a.1, b.0, b.1, kv]];
-    for (hd, nh, nkv) in [(128, 4, 1), (128, 2, 2), (64, 6, 2)] {
+    for (hd, nh, nkv) in [(128, 4, 1), (128, 2, 2), (128, 6, 2)] {
         for (t, segment) in [
             (1, one(1, (0, 0), (0, 0), 5)),
             (1, one(1, (3, 64), (0, 0), 67)),

@@ -3,10 +3,10 @@
 use super::attention::BLOCK;
 use super::launch::{args, blocks, blocks_yz, int, one};
 use super::{Gpu, Launch, Op, expect_equal, expect_multiple};
+use crate::Result;
 use crate::device::cpu::Memory;
 use crate::graph::{DType, Place, Tensor};
 use crate::reference;
-use crate::{Error, Result};
 
 /// i32 fields of a segment: first row and number of its queries; first row and length of two earlier K/V ranges,
 /// each seen in full; first K/V row of its own range, which is causal and as long as its queries.
@@ -30,11 +30,10 @@ impl KvCache {
     }
 }
 
-/// By head size its kernel, and its dynamic shared memory; a block holds `ROWS` queries: `kShared`, `kRows` in kernels/attention.cuh.
-const HEADS: [(usize, &str, u32); 2] = [
-    (64, "attention_ranges_bf16_hd64", 2 * 64 * (64 + 4 * 64)),
-    (128, "attention_ranges_bf16_hd128", 2 * 128 * (64 + 4 * 64)),
-];
+/// The head size that there is a kernel for, and its dynamic shared memory; a block holds `ROWS` queries: `kShared`, `kRows` in
+/// kernels/attention.cuh.
+const HEAD: usize = 128;
+const SMEM: u32 = 2 * 128 * (64 + 4 * 64);
 const ROWS: usize = 64;
 
 struct AttentionRanges {
@@ -86,16 +85,14 @@ impl Op for AttentionRanges {
     fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
         let ([t, nh, hd], [nkv, cap, _]) = (self.q.dims("q")?, self.k.dims("k")?);
         let (s, group) = (self.segments.shape[0], nh / nkv);
-        let Some(&(_, entry, smem)) = HEADS.iter().find(|h| h.0 == hd) else {
-            return Err(Error::shape("attention_ranges head size", "64 or 128", hd.to_string()));
-        };
+        expect_equal("attention_ranges head size", hd, HEAD)?;
         if t == 0 {
             return Ok(Vec::new());
         }
         let [count, heads, kv_heads, cap] = [s, nh, nkv, cap].map(|n| int("attention_ranges extent", n));
         let kv = [&self.k, &self.v];
         one(Launch {
-            entry,
+            entry: "attention_ranges_bf16_hd128",
             // a tile that is not full for every segment
             grid: [
                 blocks("attention_ranges rows", t * group / ROWS + s)?,
@@ -103,7 +100,7 @@ impl Op for AttentionRanges {
                 1,
             ],
             block: [BLOCK, 1, 1],
-            smem,
+            smem: SMEM,
             args: args![&self.y, &self.q, kv[0], kv[1], &self.segments, count?, heads?, kv_heads?, cap?],
         })
     }

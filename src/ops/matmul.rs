@@ -163,6 +163,8 @@ impl Op for Matmul {
         let (y, x, w, b) = (&self.y, &self.x, &self.w, self.b.as_ref());
         let [rows, cols, depth] = [m, n, k].map(|n| int("matmul extent", n));
         let (rows, cols, depth) = (rows?, cols?, depth?);
+        int("matmul x", m * k)?; // the kernel counts elements in 32 bits
+        int("matmul w", n * k)?;
         // `Then` in kernels/matmul.cu
         let (then, ls) = match &self.epilogue {
             Epilogue::Store | Epilogue::SiluMul(_) => (0, None),
