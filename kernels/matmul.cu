@@ -21,7 +21,7 @@
 using Tile128x256 = Tile<128, 256, 2, 4, 4>;
 using Tile128x128 = Tile<128, 128, 2, 2, 4>;
 using Tile64x64 = Tile<64, 64, 2, 2, 5>;
-using Tile32x64 = Tile<32, 64, 1, 4, 6>;
+using Tile32x64 = Tile<32, 64, 2, 2, 6>;
 
 // What is done to v; == ops::matmul's.
 enum Then { kStore, kGelu, kRelu, kResidual };
@@ -73,7 +73,11 @@ __device__ __forceinline__ void matmul(void* y_, const bf16* x, const bf16* w, c
 
     // The warp's part of v, in bf16, through its own piece of shared memory.
     constexpr int kFrags = kSwiGlu ? T::kFragN / 2 : T::kFragN, kWidth = kFrags * 8;
-    bf16* s_v = reinterpret_cast<bf16*>(smem) + warp * T::kWarpM * T::kStagingStride;
+    bf16* s_v = reinterpret_cast<bf16*>(smem) + warp * T::kWarpM * kWidth;
+    // Chunk c of row r lies where neither the fragments' stores nor the reads of whole rows meet in a bank.
+    constexpr int kChunks = kWidth / 8;
+    static_assert(kChunks <= 8, "a row is at most 128 bytes");
+    auto staged = [](int r, int c) { return r * kWidth + (c ^ r / (8 / kChunks) % kChunks) * 8; };
     const int out_n = n0 + (kSwiGlu ? warp_n / 2 : warp_n);
 #pragma unroll
     for (int j = 0; j < kFrags; ++j) {
@@ -101,7 +105,7 @@ __device__ __forceinline__ void matmul(void* y_, const bf16* x, const bf16* w, c
                         v0 = fmaxf(v0, 0.f), v1 = fmaxf(v1, 0.f);
                     }
                 }
-                const int at = (i * 16 + half * 8 + lane / 4) * T::kStagingStride + col;
+                const int at = staged(i * 16 + half * 8 + lane / 4, j) + lane % 4 * 2;
                 *reinterpret_cast<uint32_t*>(s_v + at) = narrow2(v0, v1);
             }
         }
@@ -109,12 +113,11 @@ __device__ __forceinline__ void matmul(void* y_, const bf16* x, const bf16* w, c
     __syncwarp();
     bf16* y = static_cast<bf16*>(y_);
     if (N % 8 == 0) {
-        constexpr int kVectors = kWidth / 8;  // of a row
 #pragma unroll 4
-        for (int e = lane; e < T::kWarpM * kVectors; e += 32) {
-            const int r = e / kVectors, c = e % kVectors * 8, m = m0 + warp_m + r, n = out_n + c;
+        for (int e = lane; e < T::kWarpM * kChunks; e += 32) {
+            const int r = e / kChunks, c = e % kChunks, m = m0 + warp_m + r, n = out_n + c * 8;
             if (m >= M || n >= N) continue;
-            uint4 v = load16(s_v + r * T::kStagingStride + c);
+            uint4 v = load16(s_v + staged(r, c));
             bf16* to = y + size_t(m) * N + n;
             if (then == kResidual) {
                 float8 sum = load8(to);
@@ -136,7 +139,7 @@ __device__ __forceinline__ void matmul(void* y_, const bf16* x, const bf16* w, c
             const int r = e / kWidth, c = e % kWidth, m = m0 + warp_m + r, n = out_n + c;
             if (m >= M || n >= N) continue;
             bf16* to = y + size_t(m) * N + n;
-            float v = __bfloat162float(s_v[r * T::kStagingStride + c]);
+            float v = __bfloat162float(s_v[staged(r, c / 8) + c % 8]);
             if (then == kResidual) v = __bfloat162float(*to) + (ls ? __bfloat162float(ls[n]) * v : v);
             *to = __float2bfloat16_rn(v);
         }

@@ -23,8 +23,7 @@ struct Tile {
     static constexpr int kFragM = kWarpM / 16, kFragN = kWarpN / 8;
     static constexpr int kRowsM = kBlockM * 4 / kThreads, kRowsN = kBlockN * 4 / kThreads;  // chunks a thread copies
     static constexpr int kSlot = (kBlockM + kBlockN) * kBlockK * 2;                         // bytes
-    static constexpr int kStagingStride = kWarpN + 8;                                       // elements, no bank conflict
-    static constexpr int kStaging = kWarpsM * kWarpsN * kWarpM * kStagingStride * 2;
+    static constexpr int kStaging = kBlockM * kBlockN * 2;                                  // bytes of results
     static constexpr int kShared = kStages * kSlot > kStaging ? kStages * kSlot : kStaging;
     static_assert(kWarpM % 16 == 0 && kWarpN % 16 == 0, "fragments are 16 rows, and 16 columns a load");
     static_assert(kRowsM > 0 && kRowsN > 0, "every thread copies rows of both operands");

@@ -156,13 +156,26 @@ fn a_row_has_the_same_bits_everywhere() {
     }
 }
 
+/// Neither the main loop nor the way out has a bank conflict, and what is loaded is used.
 #[test]
 fn shared_memory_has_no_bank_conflicts() {
     for tile in 0..MATMUL_TILES {
-        let (ran, _) = product(128, 256, 512, Store, Some(tile), 0);
-        let kernels = ran.report["kernels"].as_object().unwrap();
-        let counters = &kernels.values().next().unwrap()["counters"];
-        println!("{tile}: {counters}");
+        for then in [Store, Residual, SiluMul] {
+            let (ran, _) = product(128, 256, 512, then, Some(tile), 0);
+            let kernels = ran.report["kernels"].as_object().unwrap();
+            let c = &kernels.values().next().unwrap()["counters"];
+            for part in ["shared_load", "shared_store"] {
+                assert_eq!(c[part]["wavefronts"], c[part]["ideal"], "{then:?}, tile {tile}: {part}");
+            }
+            for part in ["global_load", "global_store"] {
+                let number = |key: &str| c[part][key].as_u64().unwrap();
+                assert!(
+                    number("bytes") * 100 >= number("sectors") * 32 * 95,
+                    "{then:?}, tile {tile}: {}",
+                    c[part]
+                );
+            }
+        }
     }
 }
 
