@@ -76,7 +76,7 @@ fn attribute(device: &Device, attribute: u32) -> Result<i32> {
         106 => gpu.blocks_per_sm as i32,        // MAX_BLOCKS_PER_MULTIPROCESSOR
         108 | 109 => 0,                         // MAX_PERSISTING_L2_CACHE_SIZE, MAX_ACCESS_POLICY_WINDOW_SIZE
         111 => 1024,                            // RESERVED_SHARED_MEMORY_PER_BLOCK
-        113 => 0,                               // READ_ONLY_HOST_REGISTER_SUPPORTED
+        113 => 1,                               // READ_ONLY_HOST_REGISTER_SUPPORTED
         115 => 1,                               // MEMORY_POOLS_SUPPORTED
         120 => hopper,                          // CLUSTER_LAUNCH
         126 => {
