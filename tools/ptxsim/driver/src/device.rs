@@ -15,7 +15,7 @@ use crate::stream::forbid_in_capture;
 use crate::types::{DeviceProperties, MemLocation};
 
 /// CUDA 13.0.
-const VERSION: i32 = 13000;
+pub const VERSION: i32 = 13000;
 /// Flags that a context may have.
 const CONTEXT_FLAGS: u32 = 0xff;
 
@@ -308,7 +308,7 @@ pub mod exports {
             state::init()
         }
         fn cuDriverGetVersion(out: *mut i32) {
-            put(out, VERSION)
+            put(out, crate::config::get().map_or(VERSION, |c| c.driver))
         }
         fn cuGetErrorName(code: u32, out: *mut *const c_char) {
             let found = describe(code);
