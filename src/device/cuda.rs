@@ -545,6 +545,15 @@ impl Device for Cuda {
         Ok(())
     }
 
+    fn release(&mut self) -> Result<()> {
+        self.enter().and_then(|()| self.wait()).map_err(|e| self.error("work that ends", e))?;
+        let states = std::mem::take(&mut self.states);
+        let arena = std::mem::take(&mut self.arena);
+        states.into_values().chain([arena]).for_each(|b| self.free(b));
+        self.generation += 1;
+        Ok(())
+    }
+
     fn write_f32(&mut self, t: &Tensor, data: &[f32]) -> Result<()> {
         self.write_bytes(t, &encode(t.dtype, data))
     }
