@@ -83,6 +83,9 @@ pub trait Device: Values + Send {
     /// Makes the state buffer of `t`, in place of any that has its number. Its contents are undefined until they are written.
     fn allocate(&mut self, t: &Tensor) -> Result<()>;
 
+    /// Gives the memory of all state buffers and activations back.
+    fn release(&mut self) -> Result<()>;
+
     /// Copies `data`, which must fill `t`, into a state buffer of f32 or activations.
     fn write_f32(&mut self, t: &Tensor, data: &[f32]) -> Result<()>;
 

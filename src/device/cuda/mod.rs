@@ -291,6 +291,12 @@ impl Cuda {
         self.gpu
     }
 
+    /// Waits for everything in flight, so that memory may be freed.
+    fn finish(&mut self) -> Result<()> {
+        let ready = self.context.enter().and_then(|()| self.transfers.get_mut().wait());
+        ready.and_then(|()| self.stream.wait()).map_err(|e| self.error("work that ends", e))
+    }
+
     fn error(&self, doing: &str, e: DriverError) -> Error {
         Error::Device { device: self.choice.to_string(), expected: doing.into(), found: name(e) }
     }
@@ -445,12 +451,19 @@ impl Device for Cuda {
         if self.states.get(&id).is_some_and(|m| m.bytes >= bytes) {
             return Ok(());
         }
-        let ready = self.context.enter().and_then(|()| self.transfers.get_mut().wait());
-        ready.and_then(|()| self.stream.wait()).map_err(|e| self.error("work that ends", e))?;
+        self.finish()?;
         self.states.remove(&id);
         self.generation += 1;
         let memory = self.allocate_bytes(&t.name, bytes)?;
         self.states.insert(id, memory);
+        Ok(())
+    }
+
+    fn release(&mut self) -> Result<()> {
+        self.finish()?;
+        self.states.clear();
+        self.arena = None;
+        self.generation += 1;
         Ok(())
     }
 
