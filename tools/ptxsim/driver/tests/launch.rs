@@ -68,7 +68,8 @@ fn a_mapped_file_is_read_in_place() {
     // SAFETY: a new map of a file that nobody else changes; it is registered while it is mapped, kernels read inside it, and
     // what must not be written is refused.
     unsafe {
-        let at = libc::mmap(std::ptr::null_mut(), BYTES, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0);
+        let at =
+            libc::mmap(std::ptr::null_mut(), BYTES, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0);
         assert_ne!(at, libc::MAP_FAILED);
         let register = |bytes, flags| sys::cuMemHostRegister_v2(at, bytes, flags);
         assert_eq!(register(BYTES, sys::CU_MEMHOSTREGISTER_DEVICEMAP), CUresult::CUDA_ERROR_INVALID_VALUE);
