@@ -102,18 +102,11 @@ pub struct Work {
 }
 
 impl Spec {
-    /// The least seconds for `work` over `blocks` blocks, and what binds: the slowest of memory, tensor cores, issue (an instruction a cycle
-    /// and scheduler) and shared memory (a wavefront a cycle and multiprocessor), each at its peak over the multiprocessors that have a
-    /// block. Latencies and dependences are left out: the real time is longer.
+    /// The least seconds for `work` over `blocks` blocks, and what binds: the slowest of memory at its peak, and tensor cores, issue (an
+    /// instruction a cycle and scheduler) and shared memory (a wavefront a cycle and multiprocessor), these three at their peak over the
+    /// multiprocessors that have a block. Latencies and dependences are left out: the real time is longer.
     pub fn roofline(&self, work: &Work, occupancy: &Occupancy, blocks: u64) -> (f64, &'static str) {
         let sms = f64::from(self.sms);
-        let parts = [
-            (work.bytes as f64 / self.bandwidth, "memory"),
-            (work.tensor_flops as f64 / self.tensor, "tensor"),
-            (work.instructions as f64 / (sms * f64::from(SCHEDULERS) * self.clock), "issue"),
-            (work.wavefronts as f64 / (sms * self.clock), "shared"),
-        ];
-        let (longest, bound) = parts.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).expect("four parts");
         // Share of the block slots that hold a block, over the waves of the grid; one block a multiprocessor is enough to use it.
         let slots = u64::from(occupancy.blocks.max(1) * self.sms);
         let share = if blocks < slots {
@@ -121,7 +114,14 @@ impl Spec {
         } else {
             blocks as f64 / (blocks.div_ceil(slots) * slots) as f64
         };
-        (if blocks == 0 { 0.0 } else { longest / share }, bound)
+        let parts = [
+            (work.bytes as f64 / self.bandwidth, "memory"),
+            (work.tensor_flops as f64 / self.tensor / share, "tensor"),
+            (work.instructions as f64 / (sms * f64::from(SCHEDULERS) * self.clock) / share, "issue"),
+            (work.wavefronts as f64 / (sms * self.clock) / share, "shared"),
+        ];
+        let longest = parts.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).expect("four parts");
+        if blocks == 0 { (0.0, longest.1) } else { longest }
     }
 }
 
