@@ -16,6 +16,7 @@ mod gemm;
 mod layernorm;
 pub mod math;
 mod matmul;
+mod matvec;
 mod patches_to_pixels;
 mod patchify;
 mod pixel_shuffle;
