@@ -243,9 +243,8 @@ mod tests {
     #[test]
     fn a_row_does_not_depend_on_the_others() {
         // k of 704: few rows go through `matvec.rs`, more through `gemm.rs`
-        for (n, k, precision) in [700, 704]
-            .into_iter()
-            .flat_map(|k| [Precision::F32, Precision::Bf16].map(|p| (70, k, p)))
+        for (n, k, precision) in
+            [700, 704].into_iter().flat_map(|k| [Precision::F32, Precision::Bf16].map(|p| (70, k, p)))
         {
             let value = |i: usize| ((i * 2_654_435_761) % 1_000_003) as f32 / 500_001.5 - 1.0;
             let w: Vec<bf16> = (0..n * k).map(|i| bf16::from_f32(value(i + 17))).collect();

@@ -137,7 +137,8 @@ mod x86 {
                         });
                         for (j, word) in transpose(words).into_iter().enumerate() {
                             for (i, sum) in sums.iter_mut().enumerate() {
-                                *sum = $step(*sum, word, x.as_ptr().add((i * k + at) / $per + j * (2 / $per)));
+                                *sum =
+                                    $step(*sum, word, x.as_ptr().add((i * k + at) / $per + j * (2 / $per)));
                             }
                         }
                     }
@@ -157,7 +158,8 @@ mod x86 {
     #[target_feature(enable = "avx512f")]
     unsafe fn widened(sum: __m512, word: __m512i, x: *const f32) -> __m512 {
         let even = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(word));
-        let odd = _mm512_castsi512_ps(_mm512_and_si512(word, _mm512_set1_epi32(0xffff_0000_u32.cast_signed())));
+        let odd =
+            _mm512_castsi512_ps(_mm512_and_si512(word, _mm512_set1_epi32(0xffff_0000_u32.cast_signed())));
         // SAFETY: the caller's: two elements.
         let x = unsafe { [_mm512_set1_ps(*x), _mm512_set1_ps(*x.add(1))] };
         _mm512_fmadd_ps(odd, x[1], _mm512_fmadd_ps(even, x[0], sum))
@@ -170,7 +172,11 @@ mod x86 {
         // SAFETY: the caller's: one word; both types are 512 bits of plain data.
         unsafe {
             let x = _mm512_set1_epi32((*x).cast_signed());
-            _mm512_dpbf16_ps(sum, std::mem::transmute::<__m512i, __m512bh>(word), std::mem::transmute::<__m512i, __m512bh>(x))
+            _mm512_dpbf16_ps(
+                sum,
+                std::mem::transmute::<__m512i, __m512bh>(word),
+                std::mem::transmute::<__m512i, __m512bh>(x),
+            )
         }
     }
 
