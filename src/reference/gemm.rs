@@ -138,6 +138,11 @@ fn pair(a: bf16, b: bf16) -> u32 {
     u32::from(a.to_bits()) | u32::from(b.to_bits()) << 16
 }
 
+/// Values of an even number as words of two.
+pub(super) fn pairs(x: &[f32]) -> Vec<u32> {
+    x.as_chunks().0.iter().map(|&[a, b]| pair(bf16::from_f32(a), bf16::from_f32(b))).collect()
+}
+
 /// Words of a scratch row from element `at` of the weights.
 fn fill(to: &mut [u32], w: Weights, at: usize, per_word: usize) {
     match (w, per_word) {

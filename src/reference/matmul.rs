@@ -4,6 +4,7 @@
 //! the epilogue there, and stores. An element's sum runs over k in order, whatever else is in the matrix.
 
 use super::gemm::{Packed, TILE_ROWS, TILE_STEP};
+use super::matvec::Few;
 use super::{Precision, Weights, math};
 use rayon::prelude::*;
 use std::cell::Cell;
@@ -127,8 +128,15 @@ pub fn matmul(
     }
     let k = x.len() / m;
     assert!(y.len() == m * n && x.len() == m * k && w.len() == n * k);
-    let packed = Packed::new(x, m, k, precision);
-    let task_rows = packed.task_rows();
+    let all = match then {
+        Then::SiluMul(w3) => [w, w3],
+        _ => [w, w],
+    };
+    let product_of = match Few::new(x, m, k, &all, precision) {
+        Some(few) => Ok(few),
+        None => Err(Packed::new(x, m, k, precision)),
+    };
+    let task_rows = product_of.as_ref().map_or_else(Packed::task_rows, |_| m);
     let m_tasks = m.div_ceil(task_rows);
     // Smaller tiles where there would be too few tasks to keep every thread busy to the end.
     let enough = 6 * rayon::current_num_threads();
@@ -140,8 +148,9 @@ pub fn matmul(
         let (rows, height) = (tile.min(n - first), task_rows.min(m - top));
         // A thread keeps its buffers: fresh ones would cost a page fault every 4 KB.
         let Buffers { mut yt, mut up, mut scratch } = BUFFERS.take();
-        let mut product = |yt: &mut Vec<f32>, w| {
-            packed.product(yt, &mut scratch, w, first..first + rows, top..top + height)
+        let mut product = |yt: &mut Vec<f32>, w| match &product_of {
+            Ok(few) => few.product(yt, w, first..first + rows),
+            Err(packed) => packed.product(yt, &mut scratch, w, first..first + rows, top..top + height),
         };
         let stride = product(&mut yt, w);
         let used = rows * stride;
@@ -233,19 +242,21 @@ mod tests {
     /// A row's result has the same bits alone and among any number of others.
     #[test]
     fn a_row_does_not_depend_on_the_others() {
-        let (n, k) = (70, 700);
-        let value = |i: usize| ((i * 2_654_435_761) % 1_000_003) as f32 / 500_001.5 - 1.0;
-        let w: Vec<bf16> = (0..n * k).map(|i| bf16::from_f32(value(i + 17))).collect();
-        let x: Vec<f32> = (0..400 * k).map(value).collect();
-        for precision in [Precision::F32, Precision::Bf16] {
+        // k of 704: few rows go through `matvec.rs`, more through `gemm.rs`
+        for (n, k, precision) in
+            [700, 704].into_iter().flat_map(|k| [Precision::F32, Precision::Bf16].map(|p| (70, k, p)))
+        {
+            let value = |i: usize| ((i * 2_654_435_761) % 1_000_003) as f32 / 500_001.5 - 1.0;
+            let w: Vec<bf16> = (0..n * k).map(|i| bf16::from_f32(value(i + 17))).collect();
+            let x: Vec<f32> = (0..400 * k).map(value).collect();
             let run = |m: usize| {
                 let mut y = vec![0.0; m * n];
                 matmul(&mut y, &x[..m * k], Weights::Bf16(&w), n, None, Then::Gelu, precision);
                 y
             };
             let alone = run(1);
-            for m in [2, 8, 9, 16, 17, 33, 400] {
-                assert_eq!(run(m)[..n], alone, "{precision:?}, {m} rows");
+            for m in [2, 3, 8, 9, 16, 17, 33, 400] {
+                assert_eq!(run(m)[..n], alone, "{precision:?}, k {k}, {m} rows");
             }
         }
     }
