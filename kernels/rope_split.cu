@@ -25,7 +25,9 @@ rope_split_bf16(bf16* q, bf16* k, bf16* v, const bf16* qkv, const int* positions
     __shared__ float s_cos[kBlock], s_sin[kBlock];
     const int t = blockIdx.x, half = HD / 2;
     if (threadIdx.x < half) {
-        sincosf(positions[t] * inv_freq[threadIdx.x], &s_sin[threadIdx.x], &s_cos[threadIdx.x]);
+        const float angle = positions[t] * inv_freq[threadIdx.x];
+        __builtin_assume(fabsf(angle) < 1e5f);  // positions stay far below; above, sincosf has an array in local memory
+        sincosf(angle, &s_sin[threadIdx.x], &s_cos[threadIdx.x]);
     }
     __syncthreads();
     const int group = NH / NKV, slots = NKV * (group + 2), units = half / 8;
