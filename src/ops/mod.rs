@@ -32,7 +32,7 @@ pub use attention::attention;
 pub use attention_decode::{attention_decode, attention_parts};
 pub use attention_paged::{KvPages, PAGE, attention_paged};
 pub use attention_ranges::{KvCache, SEGMENT, attention_ranges};
-pub use conv3x3::conv3x3;
+pub use conv3x3::{CONV3X3_TILES, Conv3x3, conv3x3};
 pub use conv5x5::conv5x5;
 pub use copy::{copy, drop_cls};
 pub use dysample::{dysample, dysample_offset};
