@@ -9,9 +9,10 @@ use multiversion::multiversion;
 /// e^x; 0 below -87.3, e^88 above 88.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding and subtracting it rounds to an integer
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer, which then stands in the low bits
     let clamped = x.clamp(-87.3, 88.0);
-    let n = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
     let r = (clamped - n * 0.693_359_4) + n * 2.121_944_4e-4;
     let p = 1.987_569_1e-4;
     let p = p * r + 1.398_2e-3;
@@ -20,7 +21,7 @@ pub fn exp(x: f32) -> f32 {
     let p = p * r + 1.666_666_5e-1;
     let p = p * r + 0.5;
     let e = p * r * r + r + 1.0;
-    let scale = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23)); // a cast to i32 would not become vector code
     if x < -87.3 { 0.0 } else { e * scale }
 }
 
@@ -65,36 +66,6 @@ pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
 pub fn sigmoid(y: &mut [f32], x: &[f32]) {
     for (y, x) in y.iter_mut().zip(x) {
         *y = 1.0 / (1.0 + exp(-*x));
-    }
-}
-
-/// Softmax of `scale * x`, in place; an empty row stays empty.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-pub fn softmax(x: &mut [f32], scale: f32) {
-    const LANES: usize = 16; // sums of 16 strands, so that the loops become vector code
-    let (body, tail) = x.as_chunks_mut::<LANES>();
-    let mut top = [f32::NEG_INFINITY; LANES];
-    for c in &*body {
-        for i in 0..LANES {
-            top[i] = if c[i] > top[i] { c[i] } else { top[i] };
-        }
-    }
-    let top = top.into_iter().chain(tail.iter().copied()).fold(f32::NEG_INFINITY, f32::max);
-    let mut sums = [0.0f32; LANES];
-    for c in &mut *body {
-        for i in 0..LANES {
-            c[i] = exp((c[i] - top) * scale);
-            sums[i] += c[i];
-        }
-    }
-    let mut sum: f64 = sums.iter().map(|&s| f64::from(s)).sum();
-    for v in &mut *tail {
-        *v = exp((*v - top) * scale);
-        sum += f64::from(*v);
-    }
-    let inverse = (1.0 / sum) as f32;
-    for v in x {
-        *v *= inverse;
     }
 }
 
@@ -147,19 +118,6 @@ mod tests {
                 "erf({x}): {} for {exact}",
                 erf(x as f32)
             );
-        }
-    }
-
-    #[test]
-    fn softmax_sums_to_one_at_every_length() {
-        for n in [1, 2, 15, 16, 17, 1025] {
-            let mut x: Vec<f32> = (0..n).map(|i| ((i * 37) % 101) as f32 * 0.3 - 5.0).collect();
-            let exact: Vec<f64> = x.iter().map(|&v| (f64::from(v) * 0.5).exp()).collect();
-            let sum: f64 = exact.iter().sum();
-            softmax(&mut x, 0.5);
-            for (got, e) in x.iter().zip(&exact) {
-                assert!((f64::from(*got) - e / sum).abs() < 1e-6, "{got} for {}", e / sum);
-            }
         }
     }
 }

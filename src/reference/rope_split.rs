@@ -2,6 +2,8 @@
 //! Source: `InternLM2Attention.forward` and `apply_rotary_pos_emb`.
 
 use super::Heads;
+use super::matmul::Shared;
+use rayon::prelude::*;
 
 /// Where each row stands.
 #[derive(Clone, Copy)]
@@ -19,7 +21,7 @@ pub fn inv_freq(theta: f64, head_dim: usize) -> Vec<f32> {
 
 /// `qkv` `(T, NKV, NH/NKV + 2, HD)`, `q` `(T, NH, HD)`, `k`, `v` `(NKV, CAP, HD)`. Pairs are `(i, i + HD/2)`.
 pub fn rope_split(
-    mut q: Option<&mut [f32]>,
+    q: Option<&mut [f32]>,
     k: &mut [f32],
     v: &mut [f32],
     qkv: &[f32],
@@ -28,29 +30,33 @@ pub fn rope_split(
     d: Heads,
 ) {
     let (hd, group) = (d.head_dim, d.heads / d.kv_heads);
-    let (mut cos, mut sin) = (vec![0.0; hd / 2], vec![0.0; hd / 2]);
     let width = d.kv_heads * (group + 2) * hd;
-    for (t, row) in qkv.chunks_exact(width).enumerate() {
-        for (i, f) in inv_freq.iter().enumerate() {
-            (sin[i], cos[i]) = (at.positions[t] as f32 * f).sin_cos();
+    let mut turns = vec![(0.0, 0.0); qkv.len() / width * inv_freq.len()];
+    turns.par_chunks_exact_mut(inv_freq.len()).zip(at.positions).for_each(|(turns, position)| {
+        turns.iter_mut().zip(inv_freq).for_each(|(turn, f)| *turn = (*position as f32 * f).sin_cos());
+    });
+    let rotate = |y: &mut [f32], x: &[f32], turns: &[(f32, f32)]| {
+        let (y1, y2) = y.split_at_mut(hd / 2);
+        let (x1, x2) = x.split_at(hd / 2);
+        for (i, (sin, cos)) in turns.iter().enumerate() {
+            y1[i] = x1[i] * cos - x2[i] * sin;
+            y2[i] = x2[i] * cos + x1[i] * sin;
         }
-        let rotate = |y: &mut [f32], x: &[f32]| {
-            let (y1, y2) = y.split_at_mut(hd / 2);
-            let (x1, x2) = x.split_at(hd / 2);
-            for i in 0..hd / 2 {
-                y1[i] = x1[i] * cos[i] - x2[i] * sin[i];
-                y2[i] = x2[i] * cos[i] + x1[i] * sin[i];
+    };
+    let has_q = q.is_some();
+    let q = Shared::new(q.unwrap_or_default());
+    let cache = k.par_chunks_exact_mut(d.cap * hd).zip(v.par_chunks_exact_mut(d.cap * hd));
+    cache.enumerate().for_each(|(g, (k, v))| {
+        for (t, (row, turns)) in qkv.chunks_exact(width).zip(turns.chunks_exact(inv_freq.len())).enumerate() {
+            let heads = &row[g * (group + 2) * hd..][..(group + 2) * hd];
+            for j in (0..group).filter(|_| has_q) {
+                // SAFETY: each task owns the query heads of its K/V head.
+                let q = unsafe { q.row((t * d.heads + g * group + j) * hd, hd) };
+                rotate(q, &heads[j * hd..][..hd], turns);
             }
-        };
-        for (g, heads) in row.chunks_exact((group + 2) * hd).enumerate() {
-            if let Some(q) = &mut q {
-                for j in 0..group {
-                    rotate(&mut q[(t * d.heads + g * group + j) * hd..][..hd], &heads[j * hd..][..hd]);
-                }
-            }
-            let to = (g * d.cap + at.kv_rows[t] as usize) * hd;
-            rotate(&mut k[to..to + hd], &heads[group * hd..][..hd]);
+            let to = at.kv_rows[t] as usize * hd;
+            rotate(&mut k[to..to + hd], &heads[group * hd..][..hd], turns);
             v[to..to + hd].copy_from_slice(&heads[(group + 1) * hd..]);
         }
-    }
+    });
 }
