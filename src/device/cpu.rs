@@ -101,6 +101,12 @@ impl Device for Cpu {
         Ok(())
     }
 
+    fn release(&mut self) -> Result<()> {
+        self.states.clear();
+        self.arena = Bytes::new(0);
+        Ok(())
+    }
+
     fn write_f32(&mut self, t: &Tensor, data: &[f32]) -> Result<()> {
         self.write(t, data)
     }

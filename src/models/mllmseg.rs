@@ -329,66 +329,25 @@ pub fn whole(
     Ok((g, io))
 }
 
-/// Input and result buffers of [`prompt`].
-pub struct Prompt {
-    /// `(B, 3, S, S)` f32.
-    pub pixel_values: Tensor,
-    /// The whole prompt.
-    pub rows: Rows,
-    /// `(1)`: the last row.
-    pub last: Tensor,
-    /// `(1)` i32, result: the most likely next token.
-    pub token: Tensor,
-}
-
-/// A prompt of `t` tokens about `tiles` tiles, for free generation.
-pub fn prompt(
-    m: &Model,
-    states: &mut States,
-    kv: &KvCache,
-    tiles: usize,
-    t: usize,
-) -> Result<(Graph, Prompt)> {
-    let mut g = Graph::new();
-    let size = m.config.force_image_size;
-    let io = Prompt {
-        pixel_values: states.make("pixel_values", DType::F32, [tiles, 3, size, size]),
-        rows: states.rows(t, 1),
-        last: states.make("last", DType::I32, [1]),
-        token: states.make("token", DType::I32, [1]),
-    };
-    let images = if tiles == 0 { None } else { Some(see(&mut g, m, &io.pixel_values)?.1) };
-    let read = Read::Some { rows: &io.last, early: true };
-    let h = llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, images.as_ref(), kv, read)?;
-    next_token(&mut g, &m.llm, &io.token, &h.expect("rows were asked for"))?;
-    Ok((g, io))
-}
-
-/// Input and result buffers of [`step`].
-pub struct Step {
-    /// The one row.
-    pub rows: Rows,
-    /// `(1)` i32, result: the most likely next token.
-    pub token: Tensor,
-}
-
-/// One more token behind the K/V rows before it.
-pub fn step(m: &Model, states: &mut States, kv: &KvCache) -> Result<(Graph, Step)> {
-    let mut g = Graph::new();
-    let io = Step { rows: states.rows(1, 1), token: states.make("token", DType::I32, [1]) };
-    let h = llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, None, kv, Read::All)?;
-    next_token(&mut g, &m.llm, &io.token, &h.expect("all rows"))?;
-    Ok((g, io))
-}
-
 /// Vision tower and projector: `F_vit` `(B*P, C)` and the image tokens `(B*P/4, H)`.
 fn see(g: &mut Graph, m: &Model, pixel_values: &Tensor) -> Result<(Tensor, Tensor)> {
-    let x = vit(g, &m.vit, &m.config.vision_config, pixel_values)?;
+    look(g, &m.config, &m.vit, &m.projector, pixel_values)
+}
+
+/// The same, for a model of these parts.
+pub(super) fn look(
+    g: &mut Graph,
+    config: &Config,
+    w: &Vit,
+    mlp1: &Projector,
+    pixel_values: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let x = vit(g, w, &config.vision_config, pixel_values)?;
     let [b, t, c] = x.dims("see x")?;
     let f_vit = g.act("f_vit", [b * (t - 1), c]);
     g.scope("vit");
     g.push("f_vit", drop_cls(&f_vit.all(), &x)?);
-    let images = projector(g, &m.projector, &f_vit, m.config.patches())?;
+    let images = projector(g, mlp1, &f_vit, config.patches())?;
     Ok((f_vit, images))
 }
 

@@ -5,6 +5,8 @@
 
 mod argmax;
 mod attention;
+mod attention_decode;
+mod attention_paged;
 mod attention_ranges;
 mod conv3x3;
 mod conv5x5;
@@ -21,11 +23,14 @@ mod pixel_shuffle;
 mod resize_mask;
 mod rmsnorm;
 mod rope_split;
+mod sample;
 mod sigmoid;
 mod vit_tokens;
 
 pub use argmax::argmax;
 pub use attention::attention;
+pub use attention_decode::{attention_decode, attention_parts};
+pub use attention_paged::{KvPages, PAGE, attention_paged};
 pub use attention_ranges::{KvCache, SEGMENT, attention_ranges};
 pub use conv3x3::conv3x3;
 pub use conv5x5::conv5x5;
@@ -41,7 +46,8 @@ pub use patchify::patchify;
 pub use pixel_shuffle::pixel_shuffle;
 pub use resize_mask::{DESCRIPTOR, resize_mask};
 pub use rmsnorm::rmsnorm;
-pub use rope_split::rope_split;
+pub use rope_split::{rope_split, rope_split_paged};
+pub use sample::sample;
 pub use sigmoid::sigmoid;
 pub use vit_tokens::vit_tokens;
 

@@ -161,15 +161,15 @@ impl<'a> Packed<'a> {
     }
 
     /// `yt[n, m] = Σ_k w[n, k] * x[m, k]` for the weight rows `n` (at most [`TILE_ROWS`]) and the rows `m` of `x` (a task's): the product
-    /// transposed. Returns it and the distance of its rows.
-    pub fn product<'y>(
+    /// transposed. Returns the distance of its rows.
+    pub fn product(
         &self,
-        yt: &'y mut Buffer,
+        yt: &mut Buffer,
         scratch: &mut Buffer,
         w: Weights,
         n: Range<usize>,
         m: Range<usize>,
-    ) -> (&'y mut [f32], usize) {
+    ) -> usize {
         let Kernel { rows: block, lanes, per_word, scratch: run, .. } = self.kernel;
         let (first, rows) = (n.start, n.len());
         let (stride, steps) = (m.len().next_multiple_of(lanes), self.k / per_word);
@@ -195,7 +195,7 @@ impl<'a> Packed<'a> {
                 }
             }
         }
-        (yt, stride)
+        stride
     }
 }
 
@@ -268,6 +268,11 @@ fn narrow(x: f32) -> u32 {
 #[inline(always)]
 pub(super) fn pair(a: f32, b: f32) -> u32 {
     narrow(a) | narrow(b) << 16
+}
+
+/// Values of an even number as words of two.
+pub(super) fn pairs(x: &[f32]) -> Vec<u32> {
+    x.as_chunks().0.iter().map(|&[a, b]| pair(a, b)).collect()
 }
 
 /// Words of a scratch row from element `at` of the weights.
@@ -550,7 +555,8 @@ mod tests {
             for kernel in Kernel::all(Precision::Bf16, m, k) {
                 let [mut words, mut yt, mut scratch] = [(); 3].map(|()| Buffer::default());
                 let packed = Packed::new(&mut words, m, [1, k], |i, _| &x[i * k..][..k], kernel);
-                let (yt, stride) = packed.product(&mut yt, &mut scratch, Weights::F32(&w), 0..n, 0..m);
+                let stride = packed.product(&mut yt, &mut scratch, Weights::F32(&w), 0..n, 0..m);
+                let yt = yt.floats(n * stride);
                 for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
                     let exact: f32 = (0..k).map(|s| x[i * k + s] * w[j * k + s]).sum();
                     let (rows, lanes) = (kernel.rows, kernel.lanes);

@@ -69,6 +69,36 @@ pub fn sigmoid(y: &mut [f32], x: &[f32]) {
     }
 }
 
+/// Softmax of `scale * x`, in place; an empty row stays empty.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+pub fn softmax(x: &mut [f32], scale: f32) {
+    const LANES: usize = 16; // sums of 16 strands, so that the loops become vector code
+    let (body, tail) = x.as_chunks_mut::<LANES>();
+    let mut top = [f32::NEG_INFINITY; LANES];
+    for c in &*body {
+        for i in 0..LANES {
+            top[i] = if c[i] > top[i] { c[i] } else { top[i] };
+        }
+    }
+    let top = top.into_iter().chain(tail.iter().copied()).fold(f32::NEG_INFINITY, f32::max);
+    let mut sums = [0.0f32; LANES];
+    for c in &mut *body {
+        for i in 0..LANES {
+            c[i] = exp((c[i] - top) * scale);
+            sums[i] += c[i];
+        }
+    }
+    let mut sum: f64 = sums.iter().map(|&s| f64::from(s)).sum();
+    for v in &mut *tail {
+        *v = exp((*v - top) * scale);
+        sum += f64::from(*v);
+    }
+    let inverse = (1.0 / sum) as f32;
+    for v in x {
+        *v *= inverse;
+    }
+}
+
 /// Mean of `f(x)` in f64, in 8 strands.
 #[inline(always)]
 pub fn mean(x: &[f32], f: impl Fn(f64) -> f64) -> f64 {
@@ -118,6 +148,19 @@ mod tests {
                 "erf({x}): {} for {exact}",
                 erf(x as f32)
             );
+        }
+    }
+
+    #[test]
+    fn softmax_sums_to_one_at_every_length() {
+        for n in [1, 2, 15, 16, 17, 1025] {
+            let mut x: Vec<f32> = (0..n).map(|i| ((i * 37) % 101) as f32 * 0.3 - 5.0).collect();
+            let exact: Vec<f64> = x.iter().map(|&v| (f64::from(v) * 0.5).exp()).collect();
+            let sum: f64 = exact.iter().sum();
+            softmax(&mut x, 0.5);
+            for (got, e) in x.iter().zip(&exact) {
+                assert!((f64::from(*got) - e / sum).abs() < 1e-6, "{got} for {}", e / sum);
+            }
         }
     }
 }

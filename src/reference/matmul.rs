@@ -4,10 +4,12 @@
 //! the epilogue there, and stores. An element's sum runs over k in order, whatever else is in the matrix.
 
 use super::gemm::{Buffer, Kernel, Packed, store_transposed};
+use super::matvec::Few;
 use super::{Precision, Weights, math};
 use rayon::prelude::*;
 use std::cell::Cell;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// What happens to the product before it is stored; see [`crate::ops::Epilogue`].
 #[derive(Clone, Copy)]
@@ -76,8 +78,18 @@ pub fn matmul(
         return;
     }
     let k = x.len() / m;
-    assert!(x.len() == m * k);
-    matmul_parts(y, [1, k], |i, _| &x[i * k..][..k], w, n, b, then, precision);
+    assert!(y.len() == m * n && x.len() == m * k && w.len() == n * k);
+    let all = match then {
+        Then::SiluMul(w3) => [w, w3],
+        _ => [w, w],
+    };
+    match Few::new(x, m, k, &all, precision) {
+        Some(few) => {
+            let product = |yt: &mut Buffer, _: &mut Buffer, w: Weights<'_>, n, _| few.product(yt, w, n);
+            run_tasks(y, n, [few.task_rows(n), m], w, b, then, product);
+        }
+        None => matmul_parts(y, [1, k], |i, _| &x[i * k..][..k], w, n, b, then, precision),
+    }
 }
 
 /// The same for rows of `x` in `parts` of `len` values each: `x(i, part)`, empty for zeros.
@@ -93,10 +105,28 @@ pub(super) fn matmul_parts<'x>(
     precision: Precision,
 ) {
     let m = y.len() / n;
-    assert!(y.len() == m * n && w.len() == n * parts * len && b.is_none_or(|b| b.len() == n));
+    assert!(y.len() == m * n && w.len() == n * parts * len);
     let mut words = PACKED.take();
     let packed = Packed::new(&mut words, m, [parts, len], x, Kernel::new(precision, m, len));
-    let [tile, task_rows] = packed.task_shape(n);
+    let product =
+        |yt: &mut Buffer, scratch: &mut Buffer, w: Weights<'_>, n, m| packed.product(yt, scratch, w, n, m);
+    run_tasks(y, n, packed.task_shape(n), w, b, then, product);
+    PACKED.set(words);
+}
+
+/// Tasks of `rows` columns of y, which are weight rows, and `height` rows; `product(yt, scratch, w, columns, rows)` puts the transposed product
+/// into `yt` and returns the distance of its rows.
+fn run_tasks(
+    y: &mut [f32],
+    n: usize,
+    [tile, task_rows]: [usize; 2],
+    w: Weights,
+    b: Option<&[f32]>,
+    then: Then,
+    product: impl Fn(&mut Buffer, &mut Buffer, Weights, Range<usize>, Range<usize>) -> usize + Sync,
+) {
+    let m = y.len() / n;
+    assert!(b.is_none_or(|b| b.len() == n));
     let m_tasks = m.div_ceil(task_rows);
     let y = Shared::new(y);
     (0..n.div_ceil(tile) * m_tasks).into_par_iter().with_max_len(1).for_each(|task| {
@@ -104,9 +134,10 @@ pub(super) fn matmul_parts<'x>(
         let (rows, height) = (tile.min(n - first), task_rows.min(m - top));
         let mut buffers = BUFFERS.take();
         let Buffers { yt, up, scratch } = &mut buffers;
-        let mut product = |y, w| packed.product(y, scratch, w, first..first + rows, top..top + height);
-        let (yt, stride) = product(yt, w);
-        let yt = &mut yt[..rows * stride];
+        let mut product =
+            |y: &mut Buffer, w: Weights<'_>| product(y, scratch, w, first..first + rows, top..top + height);
+        let stride = product(yt, w);
+        let yt = yt.floats(rows * stride);
         if let Some(b) = b {
             yt.chunks_exact_mut(stride)
                 .zip(&b[first..first + rows])
@@ -122,8 +153,8 @@ pub(super) fn matmul_parts<'x>(
                 yt.chunks_exact_mut(stride).zip(&ls[first..first + rows]).for_each(scale);
             }
             Then::SiluMul(w3) => {
-                let (up, _) = product(up, w3);
-                math::silu_mul(yt, &up[..rows * stride]);
+                product(up, w3);
+                math::silu_mul(yt, up.floats(rows * stride));
             }
         }
         let add = matches!(then, Then::Residual | Then::ScaledResidual(_));
@@ -132,7 +163,6 @@ pub(super) fn matmul_parts<'x>(
         unsafe { store_transposed(to, n, yt, stride, [rows, height], add) };
         BUFFERS.set(buffers);
     });
-    PACKED.set(words);
 }
 
 thread_local! {
@@ -190,19 +220,21 @@ mod tests {
     /// A row's result has the same bits alone and among any number of others.
     #[test]
     fn a_row_does_not_depend_on_the_others() {
-        let (n, k) = (70, 700);
-        let value = |i: usize| ((i * 2_654_435_761) % 1_000_003) as f32 / 500_001.5 - 1.0;
-        let w: Vec<bf16> = (0..n * k).map(|i| bf16::from_f32(value(i + 17))).collect();
-        let x: Vec<f32> = (0..400 * k).map(value).collect();
-        for precision in [Precision::F32, Precision::Bf16] {
+        // k of 704: few rows go through `matvec.rs`, more through `gemm.rs`
+        for (n, k, precision) in
+            [700, 704].into_iter().flat_map(|k| [Precision::F32, Precision::Bf16].map(|p| (70, k, p)))
+        {
+            let value = |i: usize| ((i * 2_654_435_761) % 1_000_003) as f32 / 500_001.5 - 1.0;
+            let w: Vec<bf16> = (0..n * k).map(|i| bf16::from_f32(value(i + 17))).collect();
+            let x: Vec<f32> = (0..400 * k).map(value).collect();
             let run = |m: usize| {
                 let mut y = vec![0.0; m * n];
                 matmul(&mut y, &x[..m * k], Weights::Bf16(&w), n, None, Then::Gelu, precision);
                 y
             };
             let alone = run(1);
-            for m in [2, 8, 9, 16, 17, 33, 400] {
-                assert_eq!(run(m)[..n], alone, "{precision:?}, {m} rows");
+            for m in [2, 3, 8, 9, 16, 17, 33, 400] {
+                assert_eq!(run(m)[..n], alone, "{precision:?}, k {k}, {m} rows");
             }
         }
     }

@@ -1,8 +1,9 @@
 //! The fused projection split into q, k, v; q and k rotated; k and v written to their cache rows.
 //! Source: `InternLM2Attention.forward` and `apply_rotary_pos_emb`.
 
-use super::Heads;
 use super::matmul::Shared;
+use super::{Heads, Paging};
+use crate::ops::PAGE;
 use rayon::prelude::*;
 
 /// Where each row stands.
@@ -29,11 +30,47 @@ pub fn rope_split(
     inv_freq: &[f32],
     d: Heads,
 ) {
+    let kv_at = |t: usize, g: usize| Some((g * d.cap + at.kv_rows[t] as usize) * d.head_dim);
+    split(q, k, v, qkv, d, |t| (at.positions[t], inv_freq), kv_at);
+}
+
+/// The same for `k`, `v` `(PAGES, NKV, PAGE, HD)`, with frequencies `inv_freq` `(S, HD/2)` of each slot. A row that is nobody's has its `q`
+/// rotated by slot 0's.
+pub fn rope_split_paged(
+    q: Option<&mut [f32]>,
+    k: &mut [f32],
+    v: &mut [f32],
+    qkv: &[f32],
+    at: Paging,
+    inv_freq: &[f32],
+    heads: usize,
+) {
+    let hd = at.head_dim;
+    let d = Heads { heads, kv_heads: at.kv_heads, cap: PAGE, head_dim: hd };
+    let angle = |t: usize| (at.positions[t], &inv_freq[at.seq[t].max(0) as usize * hd / 2..][..hd / 2]);
+    let kv_at = |t: usize, g: usize| {
+        let (slot, position) = (usize::try_from(at.seq[t]).ok()?, at.positions[t] as usize);
+        Some(at.page(slot, position / PAGE, g) + position % PAGE * hd)
+    };
+    split(q, k, v, qkv, d, angle, kv_at);
+}
+
+/// `angle(t)` is row t's position and frequencies, `kv_at(t, g)` the first element of its key (and value) of head g, if it has a place.
+fn split<'a>(
+    q: Option<&mut [f32]>,
+    k: &mut [f32],
+    v: &mut [f32],
+    qkv: &[f32],
+    d: Heads,
+    angle: impl Fn(usize) -> (i32, &'a [f32]) + Sync,
+    kv_at: impl Fn(usize, usize) -> Option<usize> + Sync,
+) {
     let (hd, group) = (d.head_dim, d.heads / d.kv_heads);
     let width = d.kv_heads * (group + 2) * hd;
-    let mut turns = vec![(0.0, 0.0); qkv.len() / width * inv_freq.len()];
-    turns.par_chunks_exact_mut(inv_freq.len()).zip(at.positions).for_each(|(turns, position)| {
-        turns.iter_mut().zip(inv_freq).for_each(|(turn, f)| *turn = (*position as f32 * f).sin_cos());
+    let mut turns = vec![(0.0, 0.0); qkv.len() / width * (hd / 2)];
+    turns.par_chunks_exact_mut(hd / 2).enumerate().for_each(|(t, turns)| {
+        let (position, inv_freq) = angle(t);
+        turns.iter_mut().zip(inv_freq).for_each(|(turn, f)| *turn = (position as f32 * f).sin_cos());
     });
     let rotate = |y: &mut [f32], x: &[f32], turns: &[(f32, f32)]| {
         let (y1, y2) = y.split_at_mut(hd / 2);
@@ -44,19 +81,19 @@ pub fn rope_split(
         }
     };
     let has_q = q.is_some();
-    let q = Shared::new(q.unwrap_or_default());
-    let cache = k.par_chunks_exact_mut(d.cap * hd).zip(v.par_chunks_exact_mut(d.cap * hd));
-    cache.enumerate().for_each(|(g, (k, v))| {
-        for (t, (row, turns)) in qkv.chunks_exact(width).zip(turns.chunks_exact(inv_freq.len())).enumerate() {
+    let [q, k, v] = [q.unwrap_or_default(), k, v].map(Shared::new);
+    (0..d.kv_heads).into_par_iter().for_each(|g| {
+        for (t, (row, turns)) in qkv.chunks_exact(width).zip(turns.chunks_exact(hd / 2)).enumerate() {
             let heads = &row[g * (group + 2) * hd..][..(group + 2) * hd];
+            // SAFETY: each task owns the rows of its K/V head and of the query heads that go with it; it has one slice at a time.
+            let [q, k, v] = [&q, &k, &v].map(|y| |at: usize| unsafe { y.row(at, hd) });
             for j in (0..group).filter(|_| has_q) {
-                // SAFETY: each task owns the query heads of its K/V head.
-                let q = unsafe { q.row((t * d.heads + g * group + j) * hd, hd) };
-                rotate(q, &heads[j * hd..][..hd], turns);
+                rotate(q((t * d.heads + g * group + j) * hd), &heads[j * hd..][..hd], turns);
             }
-            let to = at.kv_rows[t] as usize * hd;
-            rotate(&mut k[to..to + hd], &heads[group * hd..][..hd], turns);
-            v[to..to + hd].copy_from_slice(&heads[(group + 1) * hd..]);
+            if let Some(to) = kv_at(t, g) {
+                rotate(k(to), &heads[group * hd..][..hd], turns);
+                v(to).copy_from_slice(&heads[(group + 1) * hd..]);
+            }
         }
     });
 }
