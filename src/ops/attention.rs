@@ -97,6 +97,6 @@ impl Op for Attention {
     }
     fn run(&self, m: &Memory) {
         let [q, k, v] = [&self.q, &self.k, &self.v].map(|w| m.window(w));
-        reference::attention(m.f32_mut(&self.y), q, k, v, self.batch, self.heads);
+        reference::attention(m.f32_mut(&self.y), q, k, v, self.batch, self.heads, m.precision());
     }
 }

@@ -108,6 +108,7 @@ impl Op for AttentionRanges {
         let (heads, [kv_heads, cap, head_dim]) = (self.q.shape[1], [0, 1, 2].map(|i| self.k.shape[i]));
         let d = reference::Heads { heads, kv_heads, cap, head_dim };
         let (k, v) = (m.f32(&self.k), m.f32(&self.v));
-        reference::attention_ranges(m.f32_mut(&self.y), m.f32(&self.q), k, v, m.i32(&self.segments), d);
+        let (y, q, segments) = (m.f32_mut(&self.y), m.f32(&self.q), m.i32(&self.segments));
+        reference::attention_ranges(y, q, k, v, segments, d, m.precision());
     }
 }

@@ -4,6 +4,7 @@
 //! so that this stays the oracle.
 
 mod argmax;
+mod attend;
 mod attention;
 mod attention_paged;
 mod attention_ranges;
