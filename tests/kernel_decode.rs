@@ -192,6 +192,16 @@ fn keys_and_values_are_read_once() {
 }
 
 #[test]
+fn a_prompt_has_no_bank_conflicts() {
+    let pages = Pages::new(1, &[330], 6);
+    let ran = attend(Paged, 2, &pages, &chunk(0, 250..330));
+    let c = &ran.report["kernels"]["attention_paged_bf16_hd128"]["counters"];
+    for part in ["shared_load", "shared_store"] {
+        assert_eq!(c[part]["wavefronts"], c[part]["ideal"], "{part}");
+    }
+}
+
+#[test]
 fn rope_into_pages() {
     let (nh, nkv, width) = (8, 2, 12 * HD);
     let rows = [(1, 0), (1, 1), (0, 63), (-1, 5), (0, 64), (0, 191)];
@@ -453,6 +463,10 @@ fn the_same_tokens_of_a_whole_vocabulary() {
     let ran = draw(&logits, v, &how, &vec![0x1010_1010; how.len() * v.div_ceil(32)]);
     ran.outputs.iter().for_each(Output::expect_equal);
     assert_eq!(ran.outputs[0].gpu[3], 77.0);
+
+    let greedy = draw(&logits[..v], v, &[GREEDY], &vec![0; v.div_ceil(32)]);
+    let loads = &greedy.report["kernels"]["sample_f32"]["counters"]["global_load"]["sectors"];
+    assert!(32.0 * loads.as_f64().unwrap() <= 1.05 * 4.0 * v as f64, "{loads} sectors of logits, read once");
 
     let hot = How { temperature: 1.0, ..GREEDY };
     let (nan, inf) = (f32::NAN, f32::INFINITY);
