@@ -73,7 +73,7 @@ struct Counted {
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    let device = args.compute.device;
+    let device = args.compute.on.device;
     let mut engine = args.compute.open(&args.model)?;
     let picture = read(&args.image, &Limits::default(), false)?;
     let expressions: Vec<&str> = args.expr.iter().map(String::as_str).collect();
