@@ -82,6 +82,13 @@ impl Case {
         t
     }
 
+    /// Integers that are updated in place.
+    pub fn inout_ints(&mut self, name: &str, shape: &[usize], values: &[i32]) -> Tensor {
+        let t = self.ints(name, shape, values);
+        self.outputs.push(t.clone());
+        t
+    }
+
     fn fill(&self, device: &mut dyn Device) {
         for (t, values) in self.states.tensors.iter().zip(&self.values) {
             device.allocate(t).unwrap();
