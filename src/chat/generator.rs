@@ -24,8 +24,10 @@ const PROMPT_STEP: usize = 64;
 const MAX_PLANS: usize = 64;
 /// Tokens of the K/V cache, at most.
 const MAX_CACHE: usize = 1 << 24;
-/// Tokens that are guessed for one sequence in a step, at most.
+/// Tokens that are guessed for one sequence in a step, at most; on the CPU, where more rows cost more.
 const GUESSES: usize = 7;
+/// See [`GUESSES`].
+const CPU_GUESSES: usize = 3;
 /// How an answer is generated.
 #[derive(Clone, Debug)]
 pub struct Generation {
@@ -277,7 +279,7 @@ pub struct Generator {
     buffers: Buffers,
     plans: HashMap<Kind, Plan>,
     pages: Pages,
-    template: Vec<TokenId>,
+    template: Vec<Vec<TokenId>>,
     waiting: VecDeque<Waiting>,
     /// Those that ended before they began.
     cancelled: Vec<Waiting>,
@@ -288,7 +290,7 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Of an opened checkpoint; guesses may come from `template`. `progress` is called with the bytes of weights that are on the device,
+    /// Of an opened checkpoint; `template` are runs of tokens whose first is a guess at the rest. `progress` is called with the bytes of weights that are on the device,
     /// and those in all.
     ///
     /// # Errors
@@ -296,7 +298,7 @@ impl Generator {
     pub fn new(
         checkpoint: Arc<Checkpoint>,
         options: &Options,
-        template: Vec<TokenId>,
+        template: Vec<Vec<TokenId>>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         if options.cache_tokens == 0 || options.cache_tokens > MAX_CACHE {
@@ -679,7 +681,8 @@ impl Generator {
     /// The next tokens of the sequences in `places`.
     fn decode(&mut self, places: &[usize], events: &mut Vec<Event>) -> Result<()> {
         let max = self.model.config.llm_config.max_position_embeddings;
-        let share = (STEP_ROWS / places.len() - 1).min(GUESSES);
+        let most = if self.device.keeps_plans() { GUESSES } else { CPU_GUESSES };
+        let share = (STEP_ROWS / places.len() - 1).min(most);
         let (mut ids, mut seqs, mut positions) = (Vec::new(), Vec::new(), Vec::new());
         let mut first_rows = Vec::new();
         for &place in places {

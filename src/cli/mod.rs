@@ -1,6 +1,7 @@
 //! The command line: what the subcommands share. Progress and messages go to stderr, results to stdout or files.
 
 use clap::{Parser, Subcommand, ValueEnum};
+use mllmseg::chat::{self as answering, Chat};
 use mllmseg::device::Choice;
 use mllmseg::models::mllmseg::Savings;
 use mllmseg::reference::Precision;
@@ -12,12 +13,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
+mod chat;
 mod completions;
 mod demo;
 mod doctor;
 mod dump;
 mod graph;
 mod inspect;
+mod locate;
 mod preprocess;
 mod profile;
 mod segment;
@@ -28,6 +31,7 @@ mod tokenize;
 ///
 /// Try it with nothing downloaded:    mllmseg demo
 /// Segment a picture:                 mllmseg segment --model DIR --image cats.jpg --expr "the left cat"
+/// Ask about it:                      mllmseg chat --model DIR --image cats.jpg "How many cats are there?"
 #[derive(Parser)]
 #[command(name = "mllmseg", version, verbatim_doc_comment)]
 pub struct Cli {
@@ -38,6 +42,8 @@ pub struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Segment(segment::Args),
+    Chat(chat::Args),
+    Locate(locate::Args),
     Demo(demo::Args),
     Inspect(inspect::Args),
     Graph(graph::Args),
@@ -54,6 +60,8 @@ enum Command {
 pub fn run(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Segment(args) => segment::run(args),
+        Command::Chat(args) => chat::run(args),
+        Command::Locate(args) => locate::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Graph(args) => graph::run(args),
@@ -79,27 +87,34 @@ fn report(e: &Error) {
 /// How to compute.
 #[derive(clap::Args)]
 struct Compute {
+    #[command(flatten)]
+    on: On,
+    /// Switch a saving off, to show that nothing changes (`all`: every one)
+    #[arg(long, value_name = "SAVING", value_parser = saving, value_delimiter = ',', help_heading = "Checking")]
+    without: Vec<String>,
+    /// Write a JSON line for every node that runs: graph, node, microseconds
+    #[arg(long, value_name = "FILE", help_heading = "Checking")]
+    log_nodes: Option<PathBuf>,
+}
+
+/// Where to compute.
+#[derive(clap::Args)]
+struct On {
     /// Where to run: cpu, cuda:N, or sim (the CUDA kernels on the simulated driver)
     #[arg(long, default_value = "cpu")]
     device: Choice,
     /// What the CPU multiplies with: f32 (the reference), or bf16 where it has AVX-512 BF16 (elsewhere f32)
     #[arg(long, value_enum, default_value_t = CpuPrecision::F32)]
     cpu_precision: CpuPrecision,
-    /// Switch a saving off, to show that nothing changes (`all`: every one)
-    #[arg(long, value_name = "SAVING", value_parser = saving, value_delimiter = ',', help_heading = "Checking")]
-    without: Vec<String>,
-    /// Let special-token text in an expression become those tokens, as the published code does
+    /// Let special-token text of the user become those tokens, as the published code does
     #[arg(long, help_heading = "Checking")]
     published_text: bool,
     /// On a CUDA device: launch kernel by kernel instead of replaying CUDA graphs
     #[arg(long, help_heading = "Checking")]
     no_graph: bool,
-    /// On a CUDA device: wait after every node, so that an error names the one that failed
+    /// On a CUDA device: wait after every node, so that an error names the node that failed
     #[arg(long, help_heading = "Checking")]
     sync: bool,
-    /// Write a JSON line for every node that runs: graph, node, microseconds
-    #[arg(long, value_name = "FILE", help_heading = "Checking")]
-    log_nodes: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -115,27 +130,23 @@ fn saving(name: &str) -> std::result::Result<String, String> {
     Err(format!("expected `all` or one of {}", Savings::NAMES.join(", ")))
 }
 
-impl Compute {
-    /// Opens the model; its notes go to stderr.
-    fn open(&self, model: &str) -> Result<Engine> {
-        let savings =
-            self.without.iter().fold(Savings::ALL, |s, name| s.without(name).unwrap_or(Savings::NONE));
-        let precision = match self.cpu_precision {
+impl On {
+    fn precision(&self) -> Precision {
+        match self.cpu_precision {
             CpuPrecision::F32 => Precision::F32,
             CpuPrecision::Bf16 => Precision::Bf16,
-        };
-        let user_text = if self.published_text { UserText::Parsed } else { UserText::Plain };
-        let options = Options {
-            device: self.device,
-            precision,
-            graphs: !self.no_graph,
-            sync: self.sync,
-            savings,
-            user_text,
-        };
+        }
+    }
+
+    fn user_text(&self) -> UserText {
+        if self.published_text { UserText::Parsed } else { UserText::Plain }
+    }
+
+    /// Calls `open` with a display of its progress.
+    fn with_progress<T>(&self, open: impl FnOnce(&mut dyn FnMut(u64, u64)) -> Result<T>) -> Result<T> {
         let start = Instant::now();
         let show = self.device != Choice::Cpu && std::io::stderr().is_terminal();
-        let mut engine = Engine::open_with(model, options, &mut |done, total| {
+        let opened = open(&mut |done, total| {
             if show {
                 let (gb, s) = (done as f64 / 1e9, start.elapsed().as_secs_f64().max(1e-9));
                 eprint!("\rweights: {gb:.1} of {:.1} GB, {:.1} GB/s ", total as f64 / 1e9, gb / s);
@@ -144,6 +155,41 @@ impl Compute {
         if show {
             eprintln!();
         }
+        Ok(opened)
+    }
+
+    /// Opens the model for chat, with room for `cache_tokens`; its notes go to stderr.
+    fn chat(&self, model: &str, cache_tokens: usize) -> Result<Chat> {
+        let options = answering::Options {
+            device: self.device,
+            precision: self.precision(),
+            graphs: !self.no_graph,
+            sync: self.sync,
+            user_text: self.user_text(),
+            cache_tokens,
+        };
+        let chat = self.with_progress(|progress| Chat::open_with(model, options, progress))?;
+        for note in chat.checkpoint().notes() {
+            eprintln!("note: {note}");
+        }
+        Ok(chat)
+    }
+}
+
+impl Compute {
+    /// Opens the model; its notes go to stderr.
+    fn open(&self, model: &str) -> Result<Engine> {
+        let savings =
+            self.without.iter().fold(Savings::ALL, |s, name| s.without(name).unwrap_or(Savings::NONE));
+        let options = Options {
+            device: self.on.device,
+            precision: self.on.precision(),
+            graphs: !self.on.no_graph,
+            sync: self.on.sync,
+            savings,
+            user_text: self.on.user_text(),
+        };
+        let mut engine = self.on.with_progress(|progress| Engine::open_with(model, options, progress))?;
         for note in engine.checkpoint().notes() {
             eprintln!("note: {note}");
         }
