@@ -187,7 +187,9 @@ fn loops_of_different_lengths_meet_again() {
 fn lanes_past_a_branch_are_not_held_up_by_those_that_wait_for_them() {
     let branch = "setp.lt.u32 %p, $a, 2; @!%p bra past;\n";
     // As Numba's reduction does: two lanes wait for all, the others end.
-    let ends = format!(".reg .pred %p; mov.u32 $d, 1; {branch} bar.warp.sync -1; mov.u32 $d, 2;\npast: @!%p bra end;\nend:");
+    let ends = format!(
+        ".reg .pred %p; mov.u32 $d, 1; {branch} bar.warp.sync -1; mov.u32 $d, 2;\npast: @!%p bra end;\nend:"
+    );
     check(&ends, &["b32", "b32"], &lanes(|i| vec![i]), |r| Bits(1 + u64::from(r[0] < 2)));
     // The others come to a barrier of their own.
     for barrier in ["bar.warp.sync -1;", "barrier.sync 0;"] {
