@@ -4,7 +4,7 @@
 mod common;
 
 use common::demo::{engine_with, model, picture, scenes};
-use common::gpu::{driver, expect_clean};
+use common::gpu::{device, driver, expect_clean, report};
 use mllmseg::device::{Choice, cuda};
 use mllmseg::image::Mask;
 use mllmseg::{Answer, Engine, Options, Prompting};
@@ -14,7 +14,7 @@ const EXPRESSIONS: [&str; 5] =
     ["the white circle", "a red cat", "the largest square", "ring", "the leftmost blue shape"];
 
 fn sim() -> Engine {
-    engine_with(Options { device: Choice::Sim, ..Options::default() })
+    engine_with(Options { device: device(), ..Options::default() })
 }
 
 fn ask(engine: &mut Engine, expressions: &[&str], prompting: Prompting) -> Vec<Answer> {
@@ -77,7 +77,7 @@ fn scenes_match_the_published_masks() {
         "mean IoU with the published f32 masks {ours:.4} (plain bf16: {plain:.4}), with the truth {truth:.4}"
     );
     assert!(ours >= plain, "mean IoU with the published f32 masks {ours}, that of plain bf16 is {plain}");
-    expect_clean(&cuda::simulator_report().unwrap());
+    expect_clean(&report());
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn an_expression_has_the_same_bits_in_any_company() {
     }
     let joint = ask(&mut engine, &EXPRESSIONS[..2], Prompting::Joint);
     let mut plain =
-        engine_with(Options { device: Choice::Sim, graphs: false, sync: true, ..Options::default() });
+        engine_with(Options { device: device(), graphs: false, sync: true, ..Options::default() });
     identical("without graphs", &ask(&mut plain, &EXPRESSIONS, Prompting::Single), &together);
     identical("joint, without graphs", &ask(&mut plain, &EXPRESSIONS[..2], Prompting::Joint), &joint);
 }
