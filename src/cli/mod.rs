@@ -1,6 +1,7 @@
 //! The command line: what the subcommands share. Progress and messages go to stderr, results to stdout or files.
 
 use clap::{Parser, Subcommand, ValueEnum};
+use mllmseg::batch::Settings;
 use mllmseg::device::Choice;
 use mllmseg::models::mllmseg::Savings;
 use mllmseg::reference::Precision;
@@ -12,17 +13,20 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
+mod batch;
 mod completions;
 mod demo;
 mod doctor;
 mod dump;
 mod graph;
 mod inspect;
+mod merge;
 mod preprocess;
 mod profile;
 mod segment;
 mod synth;
 mod tokenize;
+mod worker;
 
 /// Which pixels are "the left cat"? Referring expression segmentation with MLLMSeg.
 ///
@@ -38,6 +42,9 @@ pub struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Segment(segment::Args),
+    Batch(batch::Args),
+    Merge(merge::Args),
+    Worker(worker::Args),
     Demo(demo::Args),
     Inspect(inspect::Args),
     Graph(graph::Args),
@@ -54,6 +61,9 @@ enum Command {
 pub fn run(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Segment(args) => segment::run(args),
+        Command::Batch(args) => batch::run(args),
+        Command::Merge(args) => merge::run(args),
+        Command::Worker(args) => worker::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Graph(args) => graph::run(args),
@@ -76,12 +86,26 @@ fn report(e: &Error) {
     eprintln!("mllmseg: {e}");
 }
 
-/// How to compute.
+/// Where and how to compute.
 #[derive(clap::Args)]
 struct Compute {
     /// Where to run: cpu, cuda:N, or sim (the CUDA kernels on the simulated driver)
     #[arg(long, default_value = "cpu")]
     device: Choice,
+    #[command(flatten)]
+    how: How,
+}
+
+impl Compute {
+    /// Opens the model; its notes go to stderr.
+    fn open(&self, model: &str) -> Result<Engine> {
+        self.how.open(model, self.device)
+    }
+}
+
+/// How to compute.
+#[derive(clap::Args)]
+struct How {
     /// What the CPU multiplies with: f32 (the reference), or bf16 where it has AVX-512 BF16 (elsewhere f32)
     #[arg(long, value_enum, default_value_t = CpuPrecision::F32)]
     cpu_precision: CpuPrecision,
@@ -115,9 +139,31 @@ fn saving(name: &str) -> std::result::Result<String, String> {
     Err(format!("expected `all` or one of {}", Savings::NAMES.join(", ")))
 }
 
-impl Compute {
+impl How {
+    /// As arguments of another process; the log of nodes is this one's.
+    fn args(&self) -> Vec<String> {
+        let mut args = Vec::new();
+        if matches!(self.cpu_precision, CpuPrecision::Bf16) {
+            args.push("--cpu-precision=bf16".to_string());
+        }
+        args.extend(self.without.iter().map(|name| format!("--without={name}")));
+        let flags =
+            [("--published-text", self.published_text), ("--no-graph", self.no_graph), ("--sync", self.sync)];
+        args.extend(flags.iter().filter(|f| f.1).map(|f| f.0.to_string()));
+        args
+    }
+
+    /// What of it changes results, as text.
+    fn results_depend_on(&self) -> String {
+        let precision = match self.cpu_precision {
+            CpuPrecision::F32 => "f32",
+            CpuPrecision::Bf16 => "bf16",
+        };
+        format!("cpu {precision}, without {:?}, published text {}", self.without, self.published_text)
+    }
+
     /// Opens the model; its notes go to stderr.
-    fn open(&self, model: &str) -> Result<Engine> {
+    fn open(&self, model: &str, device: Choice) -> Result<Engine> {
         let savings =
             self.without.iter().fold(Savings::ALL, |s, name| s.without(name).unwrap_or(Savings::NONE));
         let precision = match self.cpu_precision {
@@ -125,16 +171,10 @@ impl Compute {
             CpuPrecision::Bf16 => Precision::Bf16,
         };
         let user_text = if self.published_text { UserText::Parsed } else { UserText::Plain };
-        let options = Options {
-            device: self.device,
-            precision,
-            graphs: !self.no_graph,
-            sync: self.sync,
-            savings,
-            user_text,
-        };
+        let options =
+            Options { device, precision, graphs: !self.no_graph, sync: self.sync, savings, user_text };
         let start = Instant::now();
-        let show = self.device != Choice::Cpu && std::io::stderr().is_terminal();
+        let show = device != Choice::Cpu && std::io::stderr().is_terminal();
         let mut engine = Engine::open_with(model, options, &mut |done, total| {
             if show {
                 let (gb, s) = (done as f64 / 1e9, start.elapsed().as_secs_f64().max(1e-9));
@@ -169,6 +209,88 @@ impl Compute {
 fn brief(names: &[String]) -> String {
     let shown = names.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
     if names.len() > 3 { format!("{shown}, ...") } else { shown }
+}
+
+/// What becomes of each item of a batch.
+#[derive(clap::Args)]
+struct Each {
+    /// How the expressions are asked
+    #[arg(long, value_enum, default_value_t = PromptingArg::Single)]
+    prompting: PromptingArg,
+    /// Write each mask as a file, below masks/ in the folder of the results
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    masks: Option<MaskFormat>,
+    /// Draw each picture's masks in, below overlays/
+    #[arg(long)]
+    overlays: bool,
+    /// Keep the mask that the decoder gave for an expression that the model rejects
+    #[arg(long)]
+    keep_rejected: bool,
+    /// Turn pictures as their EXIF orientation says (the published code does not)
+    #[arg(long)]
+    exif: bool,
+    /// Most memory of files, pictures and masks in flight, in GB
+    #[arg(long, value_name = "GB", default_value_t = 2.0, value_parser = gigabytes)]
+    buffers: f64,
+    /// Threads that decode pictures, and as many that encode masks [default: a quarter of the processors, 1 to 8]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    threads: Option<u16>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum MaskFormat {
+    /// 0 or 255, the picture's size
+    Png,
+}
+
+fn gigabytes(text: &str) -> std::result::Result<f64, String> {
+    let gb = text.parse().ok().filter(|gb| (0.01..1e6).contains(gb));
+    gb.ok_or_else(|| "expected a number of gigabytes, 0.01 and more".into())
+}
+
+impl Each {
+    fn settings(&self, out: PathBuf) -> Settings {
+        let mut settings = Settings {
+            prompting: self.prompting.into(),
+            keep_rejected: self.keep_rejected,
+            exif: self.exif,
+            out,
+            masks: self.masks.is_some(),
+            overlays: self.overlays,
+            bytes: (self.buffers * 1e9) as u64,
+            ..Settings::default()
+        };
+        settings.threads = self.threads.map_or(settings.threads, usize::from);
+        settings
+    }
+
+    /// As arguments of a worker.
+    fn args(&self) -> Vec<String> {
+        let prompting = self.prompting.to_possible_value();
+        let prompting = prompting.as_ref().map_or("single", |p| p.get_name());
+        let mut args = vec![format!("--prompting={prompting}"), format!("--buffers={}", self.buffers)];
+        let flags = [
+            ("--masks=png", self.masks.is_some()),
+            ("--overlays", self.overlays),
+            ("--keep-rejected", self.keep_rejected),
+            ("--exif", self.exif),
+        ];
+        args.extend(flags.iter().filter(|f| f.1).map(|f| f.0.to_string()));
+        args.extend(self.threads.map(|n| format!("--threads={n}")));
+        args
+    }
+
+    /// What of it changes results, as text.
+    fn results_depend_on(&self) -> String {
+        format!(
+            "prompting {:?}, masks {}, overlays {}, keep rejected {}, exif {}",
+            Prompting::from(self.prompting),
+            self.masks.is_some(),
+            self.overlays,
+            self.keep_rejected,
+            self.exif
+        )
+    }
 }
 
 /// How expressions become prompts.
