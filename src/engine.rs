@@ -15,7 +15,9 @@ use crate::device::{self, Choice, Device};
 use crate::graph::{Node, Tensor};
 use crate::image::{Mask, Rgb};
 use crate::models::llm::Rows;
-use crate::models::mllmseg::{self, Image, Masks, Model, Savings, Segment, States, Text, write_rows};
+use crate::models::mllmseg::{
+    self, Image, Masks, Model, PictureData, PictureRoom, Pictures, Savings, Segment, States, Text, write_rows,
+};
 use crate::ops::{DESCRIPTOR, KvCache};
 use crate::plan::Plan;
 use crate::reference::Precision;
@@ -189,6 +191,8 @@ struct Session {
     per_image: usize,
     /// Images that there is room for.
     max_images: usize,
+    /// By pictures and their [`PictureRoom`].
+    pictures: HashMap<[usize; 4], Kept<Pictures>>,
     /// By images.
     images: HashMap<[usize; 1], Kept<Image>>,
     /// By rows, sequences and slots.
@@ -321,7 +325,12 @@ impl Engine {
 
     /// What makes requests ready for this engine, on any thread.
     pub fn preprocessor(&self) -> Preprocessor {
-        Preprocessor::new(&self.model, Arc::clone(&self.tokenizer), self.options.user_text)
+        Preprocessor::new(
+            &self.model,
+            Arc::clone(&self.tokenizer),
+            self.options.user_text,
+            self.options.device,
+        )
     }
 
     /// Segments one picture; `keep_probabilities` fills [`Answer::probability`].
@@ -517,7 +526,7 @@ impl Engine {
         let rows = |batch: &Vec<Asking>| batch.iter().map(|a| a.asked.sequence.ids.len()).sum::<usize>();
         let longest = batches.iter().map(rows).fold(MAX_ROWS, usize::max);
         let longest = bucket(self.device.as_ref(), longest, TEXT_STEP);
-        let images: Vec<&[f32]> = pictures.iter().map(|(_, p)| &p.pixels[..]).collect();
+        let images: Vec<&Rgb> = pictures.iter().filter_map(|(_, p)| p.picture.as_ref()).collect();
         for (i, batch) in batches.iter().enumerate() {
             // With `image_once` the first batch fills what the others read.
             if i == 0 || !self.options.savings.image_once {
@@ -572,6 +581,7 @@ impl Engine {
             shared: if savings.system_once { prefix.len() } else { 0 },
             per_image,
             max_images,
+            pictures: HashMap::new(),
             images: HashMap::new(),
             texts: HashMap::new(),
             masks: HashMap::new(),
@@ -595,7 +605,7 @@ impl Engine {
     }
 
     /// Runs the images: their K/V and the decoder's part stay for the expressions.
-    fn see(&mut self, prefix: &[u32], image_ids: &[u32], images: &[&[f32]]) -> Result<()> {
+    fn see(&mut self, prefix: &[u32], image_ids: &[u32], images: &[&Rgb]) -> Result<()> {
         let session = self.session.as_mut().expect("prepared");
         let (savings, act, b) = (self.options.savings, self.device.act_bytes(), images.len());
         let (shared, per_image) = (session.shared, session.per_image);
@@ -627,7 +637,24 @@ impl Engine {
             seen: [(i * per_image, shared), (0, 0)],
             kv: i * per_image + shared,
         };
-        self.device.write_f32(&io.pixel_values, &images.concat())?;
+        let data = PictureData::new(images.iter().copied(), model.config.force_image_size);
+        let PictureRoom { bytes, tables, lines } = data.room();
+        let few = |n: usize, step| bucket(self.device.as_ref(), n, step);
+        let room = PictureRoom {
+            bytes: few(bytes, 1 << 20),
+            tables: few(tables, 1 << 12),
+            lines: few(lines, 1 << 8),
+        };
+        let first_own = first_own + image.tensors.len();
+        let pictures = kept(&mut session.pictures, [b, room.bytes, room.tables, room.lines], || {
+            states.tensors.truncate(session.kept);
+            states.tensors.extend_from_slice(&image.tensors);
+            let (graph, io) = mllmseg::pictures(model, states, &io.patches, b, room)?;
+            Ok(Kept { plan: Plan::new(graph, act)?, io, tensors: states.tensors[first_own..].to_vec() })
+        })?;
+        pictures.tensors.iter().try_for_each(|t| self.device.allocate(t))?;
+        data.write(self.device.as_mut(), &pictures.io)?;
+        run(self.device.as_mut(), "image", &pictures.plan, &mut self.timings, &mut self.observer)?;
         write_rows(self.device.as_mut(), &io.rows, &ids, &(0..b).map(segment).collect::<Vec<_>>())?;
         // hidden states of <img> and of all context tokens but the last predict the context tokens
         let tokens = io.read.len() / b;

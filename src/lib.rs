@@ -3,12 +3,12 @@
 //! `DESIGN` in one line: `models` append `ops` to a `graph`, a `plan` lays it out, a `device` runs it.
 
 pub mod batch;
+pub mod chat;
 pub mod checkpoint;
 pub mod device;
 pub mod dump;
 pub mod engine;
 mod error;
-pub mod generate;
 pub mod graph;
 pub mod image;
 pub mod models;

@@ -7,7 +7,6 @@ use common::golden::{Golden, name_in_one_case, tiny};
 use common::gpu::{driver, expect_clean};
 use mllmseg::device::{Choice, cuda};
 use mllmseg::dump::{Data, Input, Tokens, dump};
-use mllmseg::generate::greedy;
 use mllmseg::image::{Rgb, normalize};
 
 /// Relative L2 distance of the published bf16 implementation from its own f32 run, the worst of the tiny cases, by stage; rounded up.
@@ -102,20 +101,4 @@ fn three_expressions() {
 #[test]
 fn rejected_expressions_are_run_again_with_seg() {
     check("tiny-rej", "tiny-rej", "");
-}
-
-/// Tokens are equal as long as the reference's choice is by more than bf16 can blur: a margin of 0.7 between the best two logits.
-#[test]
-fn greedy_tokens() {
-    let _driver = driver();
-    let golden = Golden::open("tiny-greedy");
-    let image = Rgb::new(448, 448, Golden::open("tiny-1seg").u8("image")).unwrap();
-    let ids: Vec<u32> = golden.i32("prompt_ids").iter().map(|&id| id as u32).collect();
-    let special = Tokens::read(&tiny().dir).unwrap();
-    let out = greedy(&tiny(), &ids, special.img_context, &normalize(&image), 16, &[], Choice::Sim).unwrap();
-    let top = golden.f32("top5_logits").data;
-    let sure = top.chunks(5).take_while(|t| t[0] - t[1] > 0.7).count();
-    let tokens: Vec<i32> = out.tokens.iter().map(|&t| t as i32).collect();
-    println!("{sure} of 16 tokens are sure; equal: {}", tokens == golden.i32("tokens"));
-    assert_eq!(tokens[..sure], golden.i32("tokens")[..sure]);
 }

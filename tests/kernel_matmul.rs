@@ -188,8 +188,10 @@ fn conv3x3() {
         let w = case.input("w", Act, &[o, 3, 3, d], &values(2, o * k, 1.0 / (k as f32).sqrt()));
         let b = case.input("b", F32, &[o], &normal(3, o));
         let y = case.output("y", Act, &[q, g * g, o]);
-        let ran = case.run(ops::conv3x3(&y, &x, &w, &b, g).unwrap());
-        let plain: Vec<f32> = ran.outputs[0].cpu.iter().map(|&v| round(v)).collect();
-        ran.outputs[0].expect_as_close_as(&plain, 1e-6, true);
+        let ran = [0, 1].map(|tile| case.run(ops::conv3x3(&y, &x, &w, &b, g).unwrap().with_tile(tile)));
+        assert_eq!(ran.len(), ops::CONV3X3_TILES);
+        let plain: Vec<f32> = ran[0].outputs[0].cpu.iter().map(|&v| round(v)).collect();
+        ran[0].outputs[0].expect_as_close_as(&plain, 1e-6, true);
+        assert_eq!(ran[0].outputs[0].gpu, ran[1].outputs[0].gpu, "a row's bits depend on the tile");
     }
 }

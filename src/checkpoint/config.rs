@@ -158,6 +158,21 @@ impl LlmConfig {
     pub fn head_dim(&self) -> usize {
         self.hidden_size / self.num_attention_heads
     }
+
+    /// The base of RoPE's frequencies for a sequence of `len` tokens: `rope_theta`, and past `max_position_embeddings`, with
+    /// `rope_scaling`, `rope_theta * (factor * len / max - (factor - 1))^(HD / (HD - 2))`.
+    ///
+    /// Source: `InternLM2DynamicNTKScalingRotaryEmbedding`, modeling_internlm2.py.
+    pub fn rope_theta_at(&self, len: usize) -> f64 {
+        let (max, hd) = (self.max_position_embeddings, self.head_dim() as f64);
+        match &self.rope_scaling {
+            Some(s) if len > max => {
+                let stretch = s.factor * len as f64 / max as f64 - (s.factor - 1.0);
+                self.rope_theta * stretch.powf(hd / (hd - 2.0))
+            }
+            _ => self.rope_theta,
+        }
+    }
 }
 
 impl Config {

@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand, ValueEnum};
 use mllmseg::batch::Settings;
+use mllmseg::chat::{self as answering, Chat};
 use mllmseg::device::Choice;
 use mllmseg::models::mllmseg::Savings;
 use mllmseg::reference::Precision;
@@ -14,12 +15,14 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 mod batch;
+mod chat;
 mod completions;
 mod demo;
 mod doctor;
 mod dump;
 mod graph;
 mod inspect;
+mod locate;
 mod merge;
 mod preprocess;
 mod profile;
@@ -32,6 +35,7 @@ mod worker;
 ///
 /// Try it with nothing downloaded:    mllmseg demo
 /// Segment a picture:                 mllmseg segment --model DIR --image cats.jpg --expr "the left cat"
+/// Ask about it:                      mllmseg chat --model DIR --image cats.jpg "How many cats are there?"
 #[derive(Parser)]
 #[command(name = "mllmseg", version, verbatim_doc_comment)]
 pub struct Cli {
@@ -45,6 +49,8 @@ enum Command {
     Batch(batch::Args),
     Merge(merge::Args),
     Worker(worker::Args),
+    Chat(chat::Args),
+    Locate(locate::Args),
     Demo(demo::Args),
     Inspect(inspect::Args),
     Graph(graph::Args),
@@ -64,6 +70,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Batch(args) => batch::run(args),
         Command::Merge(args) => merge::run(args),
         Command::Worker(args) => worker::run(args),
+        Command::Chat(args) => chat::run(args),
+        Command::Locate(args) => locate::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Graph(args) => graph::run(args),
@@ -89,6 +97,19 @@ fn report(e: &Error) {
 /// Where and how to compute.
 #[derive(clap::Args)]
 struct Compute {
+    #[command(flatten)]
+    on: On,
+    /// Switch a saving off, to show that nothing changes (`all`: every one)
+    #[arg(long, value_name = "SAVING", value_parser = saving, value_delimiter = ',', help_heading = "Checking")]
+    without: Vec<String>,
+    /// Write a JSON line for every node that runs: graph, node, microseconds
+    #[arg(long, value_name = "FILE", help_heading = "Checking")]
+    log_nodes: Option<PathBuf>,
+}
+
+/// Where to compute.
+#[derive(clap::Args)]
+struct On {
     /// Where to run: cpu, cuda:N, or sim (the CUDA kernels on the simulated driver)
     #[arg(long, default_value = "cpu")]
     device: Choice,
@@ -96,34 +117,21 @@ struct Compute {
     how: How,
 }
 
-impl Compute {
-    /// Opens the model; its notes go to stderr.
-    fn open(&self, model: &str) -> Result<Engine> {
-        self.how.open(model, self.device)
-    }
-}
-
 /// How to compute.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 struct How {
     /// What the CPU multiplies with: f32 (the reference), or bf16 where it has AVX-512 BF16 (elsewhere f32)
     #[arg(long, value_enum, default_value_t = CpuPrecision::F32)]
     cpu_precision: CpuPrecision,
-    /// Switch a saving off, to show that nothing changes (`all`: every one)
-    #[arg(long, value_name = "SAVING", value_parser = saving, value_delimiter = ',', help_heading = "Checking")]
-    without: Vec<String>,
-    /// Let special-token text in an expression become those tokens, as the published code does
+    /// Let special-token text of the user become those tokens, as the published code does
     #[arg(long, help_heading = "Checking")]
     published_text: bool,
     /// On a CUDA device: launch kernel by kernel instead of replaying CUDA graphs
     #[arg(long, help_heading = "Checking")]
     no_graph: bool,
-    /// On a CUDA device: wait after every node, so that an error names the one that failed
+    /// On a CUDA device: wait after every node, so that an error names the node that failed
     #[arg(long, help_heading = "Checking")]
     sync: bool,
-    /// Write a JSON line for every node that runs: graph, node, microseconds
-    #[arg(long, value_name = "FILE", help_heading = "Checking")]
-    log_nodes: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -140,42 +148,46 @@ fn saving(name: &str) -> std::result::Result<String, String> {
 }
 
 impl How {
-    /// As arguments of another process; the log of nodes is this one's.
-    fn args(&self) -> Vec<String> {
-        let mut args = Vec::new();
-        if matches!(self.cpu_precision, CpuPrecision::Bf16) {
-            args.push("--cpu-precision=bf16".to_string());
+    fn precision(&self) -> Precision {
+        match self.cpu_precision {
+            CpuPrecision::F32 => Precision::F32,
+            CpuPrecision::Bf16 => Precision::Bf16,
         }
-        args.extend(self.without.iter().map(|name| format!("--without={name}")));
-        let flags =
-            [("--published-text", self.published_text), ("--no-graph", self.no_graph), ("--sync", self.sync)];
-        args.extend(flags.iter().filter(|f| f.1).map(|f| f.0.to_string()));
-        args
+    }
+
+    fn user_text(&self) -> UserText {
+        if self.published_text { UserText::Parsed } else { UserText::Plain }
+    }
+
+    /// As arguments of another process.
+    fn args(&self) -> Vec<String> {
+        let flags = [
+            ("--cpu-precision=bf16", self.precision() == Precision::Bf16),
+            ("--published-text", self.published_text),
+            ("--no-graph", self.no_graph),
+            ("--sync", self.sync),
+        ];
+        flags.iter().filter(|f| f.1).map(|f| f.0.to_string()).collect()
     }
 
     /// What of it changes results, as text.
     fn results_depend_on(&self) -> String {
-        let precision = match self.cpu_precision {
-            CpuPrecision::F32 => "f32",
-            CpuPrecision::Bf16 => "bf16",
-        };
-        format!("cpu {precision}, without {:?}, published text {}", self.without, self.published_text)
+        format!("cpu {:?}, text {:?}", self.precision(), self.user_text())
     }
 
-    /// Opens the model; its notes go to stderr.
+    /// Opens the model on one device; its notes go to stderr.
     fn open(&self, model: &str, device: Choice) -> Result<Engine> {
-        let savings =
-            self.without.iter().fold(Savings::ALL, |s, name| s.without(name).unwrap_or(Savings::NONE));
-        let precision = match self.cpu_precision {
-            CpuPrecision::F32 => Precision::F32,
-            CpuPrecision::Bf16 => Precision::Bf16,
-        };
-        let user_text = if self.published_text { UserText::Parsed } else { UserText::Plain };
-        let options =
-            Options { device, precision, graphs: !self.no_graph, sync: self.sync, savings, user_text };
+        let on = On { device, how: self.clone() };
+        Compute { on, without: Vec::new(), log_nodes: None }.open(model)
+    }
+}
+
+impl On {
+    /// Calls `open` with a display of its progress.
+    fn with_progress<T>(&self, open: impl FnOnce(&mut dyn FnMut(u64, u64)) -> Result<T>) -> Result<T> {
         let start = Instant::now();
-        let show = device != Choice::Cpu && std::io::stderr().is_terminal();
-        let mut engine = Engine::open_with(model, options, &mut |done, total| {
+        let show = self.device != Choice::Cpu && std::io::stderr().is_terminal();
+        let opened = open(&mut |done, total| {
             if show {
                 let (gb, s) = (done as f64 / 1e9, start.elapsed().as_secs_f64().max(1e-9));
                 eprint!("\rweights: {gb:.1} of {:.1} GB, {:.1} GB/s ", total as f64 / 1e9, gb / s);
@@ -184,6 +196,41 @@ impl How {
         if show {
             eprintln!();
         }
+        Ok(opened)
+    }
+
+    /// Opens the model for chat, with room for `cache_tokens`; its notes go to stderr.
+    fn chat(&self, model: &str, cache_tokens: usize) -> Result<Chat> {
+        let options = answering::Options {
+            device: self.device,
+            precision: self.how.precision(),
+            graphs: !self.how.no_graph,
+            sync: self.how.sync,
+            user_text: self.how.user_text(),
+            cache_tokens,
+        };
+        let chat = self.with_progress(|progress| Chat::open_with(model, options, progress))?;
+        for note in chat.checkpoint().notes() {
+            eprintln!("note: {note}");
+        }
+        Ok(chat)
+    }
+}
+
+impl Compute {
+    /// Opens the model; its notes go to stderr.
+    fn open(&self, model: &str) -> Result<Engine> {
+        let savings =
+            self.without.iter().fold(Savings::ALL, |s, name| s.without(name).unwrap_or(Savings::NONE));
+        let options = Options {
+            device: self.on.device,
+            precision: self.on.how.precision(),
+            graphs: !self.on.how.no_graph,
+            sync: self.on.how.sync,
+            savings,
+            user_text: self.on.how.user_text(),
+        };
+        let mut engine = self.on.with_progress(|progress| Engine::open_with(model, options, progress))?;
         for note in engine.checkpoint().notes() {
             eprintln!("note: {note}");
         }

@@ -41,7 +41,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let _ = ctrlc::set_handler(|| ());
     let mut engine = args.compute.open(&args.model)?;
     let settings = args.each.settings(args.out.clone());
-    say(&line(&Ready { ready: args.compute.device.to_string() }))?;
+    say(&line(&Ready { ready: args.compute.on.device.to_string() }))?;
     let (disk, stats, stop) = (Disk::default(), Stats::default(), AtomicBool::new(false));
     let source = JsonLines::new(BufReader::new(stdin()), Path::new("stdin"), PathBuf::new(), Arc::default())
         .numbered();

@@ -1,11 +1,15 @@
 //! The host's work before a run: a picture's pixels at the model's size, its expressions as token ids. Any thread can do it.
 
 use super::{Prompting, Request};
-use crate::image::{Rgb, normalize, resize_bicubic};
+use crate::device::Choice;
+use crate::image::{Rgb, resize_bicubic};
 use crate::models::mllmseg::Model;
 use crate::text::{Prompts, Sequence, Tokenizer, UserText};
 use crate::{Error, Result};
 use std::sync::Arc;
+
+/// Pixels of a picture that a device resizes; larger ones would take more of its memory than a mask decoder.
+const MAX_DEVICE_PIXELS: usize = 32 << 20;
 
 /// Makes requests ready for an engine of the same model. Cheap to clone; clones may work on several threads at once.
 #[derive(Clone)]
@@ -16,14 +20,16 @@ pub struct Preprocessor {
     /// Side of the model's input, in pixels.
     size: usize,
     user_text: UserText,
+    /// Pictures of more pixels are resized here, others by the device.
+    most_pixels: usize,
 }
 
 /// A picture as the model sees it, with what is asked of it; made by [`Preprocessor::prepare`].
 pub struct Prepared {
     /// Width and height of the source picture, in pixels.
     pub(super) size: [usize; 2],
-    /// `(3, S, S)`, normalised; empty if nothing can be asked.
-    pub(super) pixels: Vec<f32>,
+    /// The source, or the source resized to the model's input: resizing that again changes nothing. None if nothing can be asked.
+    pub(super) picture: Option<Rgb>,
     pub(super) asked: Vec<Asked>,
     /// Expressions that cannot be used, by place.
     pub(super) unusable: Vec<(usize, Error)>,
@@ -49,7 +55,7 @@ impl Prepared {
 }
 
 impl Preprocessor {
-    pub(super) fn new(model: &Model, tokenizer: Arc<Tokenizer>, user_text: UserText) -> Self {
+    pub(super) fn new(model: &Model, tokenizer: Arc<Tokenizer>, user_text: UserText, device: Choice) -> Self {
         let config = &model.config;
         Self {
             tokenizer,
@@ -57,6 +63,7 @@ impl Preprocessor {
             image_tokens: config.image_tokens(),
             size: config.force_image_size,
             user_text,
+            most_pixels: if device == Choice::Cpu { 0 } else { MAX_DEVICE_PIXELS },
         }
     }
 
@@ -78,7 +85,7 @@ impl Preprocessor {
         Ok((asked.iter().map(|a| a.sequence.ids.len()).sum(), unusable))
     }
 
-    /// Resizes, normalises, tokenizes. An expression that cannot be used gets its error as its answer later.
+    /// Resizes where the device does not, and tokenizes. An expression that cannot be used gets its error as its answer later.
     ///
     /// # Errors
     /// Those that concern the picture or the model's prompts.
@@ -99,12 +106,13 @@ impl Preprocessor {
     ) -> Result<Prepared> {
         let mut unusable = Vec::new();
         let asked = ask(&self.prompts()?, expressions, prompting, &mut unusable);
-        let pixels = match asked[..] {
-            [] => Vec::new(),
-            _ => normalize(&resize_bicubic(picture, self.size, self.size)?),
-        };
         let size = [picture.width, picture.height];
-        Ok(Prepared { size, pixels, asked, unusable, expressions: expressions.len() })
+        let picture = match asked[..] {
+            [] => None,
+            _ if size[0] * size[1] <= self.most_pixels => Some(picture.clone()),
+            _ => Some(resize_bicubic(picture, self.size, self.size)?),
+        };
+        Ok(Prepared { size, picture, asked, unusable, expressions: expressions.len() })
     }
 }
 

@@ -6,7 +6,8 @@ use crate::Result;
 use crate::checkpoint::config::LlmConfig;
 use crate::graph::{DType, Graph, Tensor};
 use crate::ops::{
-    Epilogue, KvCache, SEGMENT, argmax, attention_ranges, embed, gather_rows, matmul, rmsnorm, rope_split,
+    Epilogue, KvCache, KvPages, PAGE, SEGMENT, argmax, attention_decode, attention_paged, attention_parts,
+    attention_ranges, embed, gather_rows, matmul, rmsnorm, rope_split, rope_split_paged, sample,
 };
 use crate::reference::inv_freq;
 
@@ -96,21 +97,77 @@ pub enum Read<'a> {
     Some { rows: &'a Tensor, early: bool },
 }
 
+/// Where the rows' K and V go, and what the rows see.
+#[derive(Clone, Copy)]
+pub enum Context<'a> {
+    /// Segments of ranges of one cache.
+    #[allow(missing_docs)]
+    Ranges { rows: &'a Rows, kv: &'a KvCache },
+    /// Sequences in pages. With `each`, every row is computed alone, so that its bits do not depend on how many of its sequence stand
+    /// beside it: a few rows, one step of decoding.
+    #[allow(missing_docs)]
+    Pages { rows: &'a PagedRows, kv: &'a KvPages, each: bool },
+}
+
+/// What says which token each of `T` packed rows is, and where the K and V of its sequence are.
+#[derive(Clone)]
+pub struct PagedRows {
+    /// `(T)` token ids; `-1 - r` for row `r` of the image tokens.
+    pub ids: Tensor,
+    /// `(T)` the row's sequence, one of `S`; -1 for a row that only fills the plan.
+    pub seq: Tensor,
+    /// `(T)` positions in the row's own sequence.
+    pub positions: Tensor,
+    /// `(S, MAX_PAGES)` the pages of each sequence, in order.
+    pub pages: Tensor,
+    /// `(S, HD/2)` f32: the frequencies that each sequence's rows are rotated by.
+    pub inv_freq: Tensor,
+}
+
+impl PagedRows {
+    /// The first `t` rows.
+    pub fn first(&self, t: usize) -> Self {
+        let [ids, seq, positions] = [&self.ids, &self.seq, &self.positions].map(|x| x.rows(0..t));
+        Self { ids, seq, positions, ..self.clone() }
+    }
+}
+
+impl Context<'_> {
+    fn ids(&self) -> &Tensor {
+        match self {
+            Context::Ranges { rows, .. } => &rows.ids,
+            Context::Pages { rows, .. } => &rows.ids,
+        }
+    }
+}
+
 /// Runs the rows through the model, K and V into `kv`; the final norm's output at the rows that are read, `(R, H)`.
 pub fn llm(
     g: &mut Graph,
     w: &Llm,
     cfg: &LlmConfig,
-    at: &Rows,
+    rows: &Rows,
     images: Option<&Tensor>,
     kv: &KvCache,
     read: Read,
 ) -> Result<Option<Tensor>> {
-    let h = g.act("llm.h", [at.ids.len(), cfg.hidden_size]);
+    llm_in(g, w, cfg, Context::Ranges { rows, kv }, images, read)
+}
+
+/// [`llm`] in any context.
+pub fn llm_in(
+    g: &mut Graph,
+    w: &Llm,
+    cfg: &LlmConfig,
+    at: Context,
+    images: Option<&Tensor>,
+    read: Read,
+) -> Result<Option<Tensor>> {
+    let h = g.act("llm.h", [at.ids().len(), cfg.hidden_size]);
     g.scope("llm");
-    g.push("tok_embeddings", embed(&h, &at.ids, &w.tok_embeddings, images)?); // h   (T, H)
+    g.push("tok_embeddings", embed(&h, at.ids(), &w.tok_embeddings, images)?); // h   (T, H)
     g.tap("llm.in.inputs_embeds", &h);
-    layers(g, w, cfg, at, h, kv, read)
+    layers_in(g, w, cfg, at, h, read)
 }
 
 /// The decoder layers and the final norm: [`llm`] from the embedded rows `h` `(T, H)` on, which are updated.
@@ -118,14 +175,26 @@ pub fn layers(
     g: &mut Graph,
     w: &Llm,
     cfg: &LlmConfig,
-    at: &Rows,
-    mut h: Tensor,
+    rows: &Rows,
+    h: Tensor,
     kv: &KvCache,
     read: Read,
 ) -> Result<Option<Tensor>> {
-    let (t, c, hd) = (at.ids.len(), cfg.hidden_size, cfg.head_dim());
+    layers_in(g, w, cfg, Context::Ranges { rows, kv }, h, read)
+}
+
+/// [`layers`] in any context.
+pub fn layers_in(
+    g: &mut Graph,
+    w: &Llm,
+    cfg: &LlmConfig,
+    at: Context,
+    mut h: Tensor,
+    read: Read,
+) -> Result<Option<Tensor>> {
+    let (t, c, hd) = (at.ids().len(), cfg.hidden_size, cfg.head_dim());
     let (nh, nkv, f) = (cfg.num_attention_heads, cfg.num_key_value_heads, cfg.intermediate_size);
-    let (eps, context) = (cfg.rms_norm_eps as f32, kv.k.shape[2]);
+    let eps = cfg.rms_norm_eps as f32;
     let mut x = g.act("llm.x", [t, c]);
     let (qkv, q) = (g.act("llm.qkv", [t, (nh + 2 * nkv) * hd]), g.act("llm.q", [t, nh, hd]));
     let mut o = g.act("llm.o", [t, nh * hd]);
@@ -137,11 +206,35 @@ pub fn layers(
         g.scope(format!("llm.{l}"));
         g.push("attention_norm", rmsnorm(&x, &h, &layer.attention_norm, eps)?); // x   (T, H)
         g.push("wqkv", matmul(&qkv, &x, &layer.wqkv)?); // qkv (T, (NH + 2*NKV)*HD)
-        g.push("rope", rope_split(to_q, kv, l, &qkv, &at.positions, &at.kv_rows, &w.inv_freq, nh)?); // q   (T, NH, HD); K, V to cache
+        match at {
+            // q   (T, NH, HD); K, V to cache
+            Context::Ranges { rows: r, kv } => {
+                g.push("rope", rope_split(to_q, kv, l, &qkv, &r.positions, &r.kv_rows, &w.inv_freq, nh)?)
+            }
+            Context::Pages { rows: r, kv, .. } => g.push(
+                "rope",
+                rope_split_paged(to_q, kv, l, &qkv, &r.seq, &r.positions, &r.pages, &r.inv_freq, nh)?,
+            ),
+        }
         if keys_only {
             return Ok(None);
         }
-        g.push("attention", attention_ranges(&o, &q, kv, l, &at.segments, context)?); // o   (T, NH*HD)
+        match at {
+            // o   (T, NH*HD)
+            Context::Ranges { rows: r, kv } => {
+                g.push("attention", attention_ranges(&o, &q, kv, l, &r.segments, kv.k.shape[2])?)
+            }
+            Context::Pages { rows: r, kv, each } => {
+                let (seq, at, pages, most) = (&r.seq, &r.positions, &r.pages, r.pages.shape[1] * PAGE);
+                if each {
+                    let parts =
+                        g.buffer("llm.parts", DType::F32, attention_parts(t, nh, hd, r.pages.shape[1]));
+                    g.push("attention", attention_decode(&o, &parts, &q, kv, l, seq, at, pages, most)?)
+                } else {
+                    g.push("attention", attention_paged(&o, &q, kv, l, seq, at, pages, most)?)
+                }
+            }
+        }
         if let Read::Some { rows, early: true } = read
             && last
         {
@@ -179,5 +272,32 @@ pub fn next_token(g: &mut Graph, w: &Llm, token: &Tensor, h: &Tensor) -> Result<
     g.push("output", matmul(&logits, h, &w.output)?); // logits (R, V)
     g.tap("logits_prev", &logits);
     g.push("argmax", argmax(token, &logits)?); // token  (R)
+    Ok(())
+}
+
+/// How the next token of each of `R` rows is chosen; see [`sample`].
+#[derive(Clone)]
+pub struct Choice {
+    /// `(R, SAMPLE_KNOBS)` f32
+    pub knobs: Tensor,
+    /// `(R, SAMPLE_DRAWS)` i32
+    pub draws: Tensor,
+    /// `(R, ⌈V/32⌉)` i32: tokens that the repetition penalty is for.
+    pub seen: Tensor,
+}
+
+/// The next token of each row of `h` `(R, H)`, chosen from its logits: `token` `(R)` i32, `logits` `(R, V)` f32 stay.
+pub fn choose_token(
+    g: &mut Graph,
+    w: &Llm,
+    token: &Tensor,
+    logits: &Tensor,
+    h: &Tensor,
+    by: &Choice,
+) -> Result<()> {
+    g.scope("llm");
+    g.push("output", matmul(logits, h, &w.output)?); // logits (R, V)
+    g.tap("logits_prev", logits);
+    g.push("sample", sample(token, logits, &by.knobs, &by.draws, &by.seen)?); // token  (R)
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! The models: functions that append nodes to a graph, one line a step, and the weights they use.
 
+pub mod chat;
 pub mod llm;
 pub mod mask_decoder;
 pub mod mllmseg;

@@ -4,7 +4,9 @@
 //! so that this stays the oracle.
 
 mod argmax;
+mod attend;
 mod attention;
+mod attention_paged;
 mod attention_ranges;
 mod conv3x3;
 mod conv5x5;
@@ -16,17 +18,21 @@ mod gemm;
 mod layernorm;
 pub mod math;
 mod matmul;
+mod matvec;
 mod patches_to_pixels;
 mod patchify;
 mod pixel_shuffle;
+mod preprocess;
 mod resize_mask;
 mod rmsnorm;
 mod rope_split;
+mod sample;
 mod sigmoid;
 mod vit_tokens;
 
 pub use argmax::argmax;
 pub use attention::attention;
+pub use attention_paged::{Paging, attention_paged};
 pub use attention_ranges::{Heads, attention_ranges};
 pub use conv3x3::{conv3x3, fold_batchnorm};
 pub use conv5x5::conv5x5;
@@ -39,9 +45,11 @@ pub use matmul::{Then, matmul};
 pub use patches_to_pixels::patches_to_pixels;
 pub use patchify::patchify;
 pub use pixel_shuffle::pixel_shuffle;
+pub use preprocess::preprocess;
 pub use resize_mask::{resize, resize_mask};
 pub use rmsnorm::rmsnorm;
-pub use rope_split::{Rows, inv_freq, rope_split};
+pub use rope_split::{Rows, inv_freq, rope_split, rope_split_paged};
+pub use sample::{SAMPLE_DRAWS, SAMPLE_KNOBS, Sampling, choose, sample};
 pub use sigmoid::sigmoid;
 pub use vit_tokens::vit_tokens;
 

@@ -32,6 +32,8 @@ pub struct Scene {
     pub id: String,
     pub image: String,
     pub expressions: Vec<Value>,
+    /// Questions, and what the reference answers.
+    pub chat: Vec<Value>,
 }
 
 impl Scene {
@@ -59,6 +61,7 @@ pub fn scenes() -> Vec<Scene> {
             id: string("id"),
             image: string("image"),
             expressions: v["expressions"].as_array().unwrap().clone(),
+            chat: v["chat"].as_array().unwrap().clone(),
         }
     };
     text.lines().map(scene).collect()

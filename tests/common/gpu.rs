@@ -25,6 +25,7 @@ pub struct Case {
 
 enum Contents {
     Floats(Vec<f32>),
+    Bytes(Vec<u8>),
     Ints(Vec<i32>),
     /// NaN, or bytes of 0xff.
     Poison,
@@ -68,11 +69,21 @@ impl Case {
         self.make(name, DType::I32, shape, Contents::Ints(values.into()))
     }
 
+    /// Bytes that are read.
+    pub fn bytes(&mut self, name: &str, values: &[u8]) -> Tensor {
+        self.make(name, DType::U8, &[values.len()], Contents::Bytes(values.into()))
+    }
+
     /// An operand that is written; poisoned before.
     pub fn output(&mut self, name: &str, dtype: DType, shape: &[usize]) -> Tensor {
         let t = self.make(name, dtype, shape, Contents::Poison);
         self.outputs.push(t.clone());
         t
+    }
+
+    /// An operand that is written and means nothing afterwards.
+    pub fn scratch(&mut self, name: &str, dtype: DType, shape: &[usize]) -> Tensor {
+        self.make(name, dtype, shape, Contents::Poison)
     }
 
     /// An operand that is updated in place, or of which a part alone is written.
@@ -82,11 +93,19 @@ impl Case {
         t
     }
 
+    /// Integers that are updated in place.
+    pub fn inout_ints(&mut self, name: &str, shape: &[usize], values: &[i32]) -> Tensor {
+        let t = self.ints(name, shape, values);
+        self.outputs.push(t.clone());
+        t
+    }
+
     fn fill(&self, device: &mut dyn Device) {
         for (t, values) in self.states.tensors.iter().zip(&self.values) {
             device.allocate(t).unwrap();
             match (values, t.dtype) {
                 (Contents::Floats(v), _) => device.write_f32(t, v).unwrap(),
+                (Contents::Bytes(v), _) => device.write_u8(t, v).unwrap(),
                 (Contents::Ints(v), _) => device.write_i32(t, v).unwrap(),
                 (Contents::Poison, DType::I32) => device.write_i32(t, &vec![-1; t.len()]).unwrap(),
                 (Contents::Poison, DType::U8) => {}

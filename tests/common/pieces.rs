@@ -49,9 +49,8 @@ pub struct Piece {
 }
 
 impl Piece {
-    /// Writes the inputs again (they are updated in place) and runs.
+    /// Runs on what the last call, or [`write`](Self::write), left in the inputs (some are updated in place).
     pub fn run(&mut self) {
-        self.write();
         self.device.run(&self.plan, false, &mut |_, _, _, _| Ok(())).unwrap();
     }
 
@@ -75,11 +74,21 @@ impl Piece {
         out
     }
 
-    fn write(&mut self) {
+    /// Writes the inputs.
+    pub fn write(&mut self) {
         for (t, values) in &self.inputs {
             self.device.write_f32(t, values).unwrap();
         }
     }
+}
+
+/// Writes the checkpoint (0.7 GB) into `dir`.
+pub fn checkpoint(dir: &Path) -> Checkpoint {
+    let (config, out) = (dir.join("pieces.json"), dir.join("pieces"));
+    std::fs::write(&config, CONFIG).unwrap();
+    let spec = synth::Spec::read(&config.to_string_lossy()).unwrap();
+    synth::write(&spec, &out, &synth::Options::default(), &mut |_, _| {}).unwrap();
+    Checkpoint::open_dir(&out).unwrap()
 }
 
 /// A golden input by its formula (tests/data/golden/SYNTH.md).
@@ -92,11 +101,7 @@ fn input(name: &str, len: usize, amp: f32) -> Vec<f32> {
 impl Pieces {
     /// Writes the checkpoint (0.7 GB) into `dir` and binds it.
     pub fn new(dir: &Path, device: Choice) -> Self {
-        let (config, out) = (dir.join("pieces.json"), dir.join("pieces"));
-        std::fs::write(&config, CONFIG).unwrap();
-        let spec = synth::Spec::read(&config.to_string_lossy()).unwrap();
-        synth::write(&spec, &out, &synth::Options::default(), &mut |_, _| {}).unwrap();
-        let checkpoint = Arc::new(Checkpoint::open_dir(&out).unwrap());
+        let checkpoint = Arc::new(checkpoint(dir));
         let c = &checkpoint.config;
         let mut b = Binder::new(&checkpoint);
         let vit = Vit::bind(&mut b, &c.vision_config, c.patches()).unwrap();
