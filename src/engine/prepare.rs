@@ -75,6 +75,16 @@ impl Preprocessor {
         Prompts::new(&self.tokenizer, self.system_message.as_deref(), self.image_tokens, self.user_text)
     }
 
+    /// Rows of text that these expressions take, and the errors of those that cannot be used, by place.
+    ///
+    /// # Errors
+    /// Those of the model's prompts.
+    pub fn rows(&self, expressions: &[&str], prompting: Prompting) -> Result<(usize, Vec<(usize, Error)>)> {
+        let mut unusable = Vec::new();
+        let asked = ask(&self.prompts()?, expressions, prompting, &mut unusable);
+        Ok((asked.iter().map(|a| a.sequence.ids.len()).sum(), unusable))
+    }
+
     /// Resizes where the device does not, and tokenizes. An expression that cannot be used gets its error as its answer later.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ mod resize;
 mod rle;
 mod tiff;
 
-pub use decode::{Limits, decode, read};
+pub use decode::{Limits, decode, read, read_bytes};
 pub use mask::Mask;
 pub use overlay::{Item, overlay};
 pub use preprocess::{MEAN, STD, grid, normalize, tiles};
