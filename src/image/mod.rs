@@ -9,6 +9,7 @@ mod gif;
 mod jpeg;
 mod mask;
 mod overlay;
+mod polygon;
 mod preprocess;
 mod resize;
 mod rle;
