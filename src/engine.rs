@@ -422,7 +422,18 @@ impl Engine {
             pictures.iter().enumerate().filter(|(_, p)| !p.asked.is_empty()).collect();
         // A run that is made again in halves gives some of its answers again, the same ones.
         let mut given: Vec<Vec<bool>> = pictures.iter().map(|p| vec![false; p.expressions]).collect();
-        let mut once = |p: usize, e: usize, answer: Result<Answer>| {
+        // What the sequences that only decide have said, by expression.
+        let mut decided: Vec<HashMap<usize, bool>> = pictures.iter().map(|_| HashMap::new()).collect();
+        let mut once = |p: usize, e: usize, mut answer: Result<Answer>| {
+            let n = given[p].len();
+            if let (Ok(answer), true) = (&answer, e >= n) {
+                decided[p].insert(e - n, answer.no_target);
+                return;
+            }
+            let e = e % n;
+            if let (Ok(answer), Some(&no_target)) = (&mut answer, decided[p].get(&e)) {
+                answer.no_target = no_target;
+            }
             if !std::mem::replace(&mut given[p][e], true) {
                 each(p, e, answer);
             }

@@ -1,4 +1,4 @@
-//! Sources that are lists: a manifest of JSON lines, a folder, a glob.
+//! Sources that are lists: a manifest of JSON lines, a folder, a glob. Those that are not are opened here too.
 //!
 //! ```text
 //! {"id": any JSON, "image": "cats.jpg", "exprs": ["the left cat", "the right cat"]}
@@ -8,6 +8,7 @@
 //! item that fails, not the end of the run.
 
 use super::item::{Failure, Item, Picture, Source};
+use super::{parquet, tar};
 use crate::{Error, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -36,11 +37,15 @@ pub struct Input {
     pub length: u64,
 }
 
-/// Opens a manifest, a folder, a glob, or a single picture; `exprs` is what is asked of the pictures of the last three.
+/// Opens a manifest, a folder, a glob, or a single picture; `exprs` is what is asked of the pictures of the last three. A tar shard or a Parquet
+/// file, or a glob of such, has expressions of its own; `exprs` are asked instead of them.
 ///
 /// # Errors
 /// [`Error::Usage`] if it is nothing of these, or if expressions are missing or are given twice; [`Error::Io`].
 pub fn open(source: &str, exprs: &[String]) -> Result<Input> {
+    if let Some(input) = shards(source, exprs)? {
+        return Ok(input);
+    }
     let path = Path::new(source);
     let is_picture = |p: &Path| {
         let extension = p.extension().map(|e| e.to_string_lossy().to_lowercase());
@@ -73,7 +78,7 @@ pub fn open(source: &str, exprs: &[String]) -> Result<Input> {
     } else {
         return Err(Error::usage(
             source,
-            "a manifest (JSON lines), a folder of pictures or a glob",
+            "a manifest (JSON lines), a folder of pictures, tar shards, Parquet files or a glob",
             "no such file",
         ));
     };
@@ -84,6 +89,44 @@ pub fn open(source: &str, exprs: &[String]) -> Result<Input> {
         return Err(Error::usage(source, format!("pictures ({})", EXTENSIONS.join(", ")), "none"));
     }
     Ok(pictures(paths, exprs))
+}
+
+/// Tar shards or Parquet files: the one that `source` names, or those that it matches.
+fn shards(source: &str, exprs: &[String]) -> Result<Option<Input>> {
+    let path = Path::new(source);
+    let mut paths = if path.is_file() {
+        vec![path.to_path_buf()]
+    } else if source.contains(['*', '?', '[']) && !path.exists() {
+        let bad = |e: glob::PatternError| Error::usage(source, "a glob", e.to_string());
+        glob::glob(source).map_err(bad)?.filter_map(std::result::Result::ok).collect()
+    } else {
+        return Ok(None);
+    };
+    let ends = |p: &Path, ends: &[&str]| {
+        let name = p.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        ends.iter().any(|e| name.ends_with(e))
+    };
+    const TAR: [&str; 3] = [".tar", ".tar.gz", ".tgz"];
+    let is_parquet = paths.iter().any(|p| ends(p, &[".parquet"]));
+    paths.retain(|p| if is_parquet { ends(p, &[".parquet"]) } else { ends(p, &TAR) });
+    if paths.is_empty() {
+        return Ok(None);
+    }
+    let mut fingerprints = paths.iter().map(|p| fingerprint(p)).collect::<Result<Vec<_>>>()?;
+    fingerprints.extend_from_slice(exprs);
+    let mut length = 0;
+    for path in paths.iter().filter(|_| !is_parquet) {
+        length += path.metadata().map_err(Error::io(path, "look at"))?.len();
+    }
+    let position = Arc::new(AtomicU64::new(0));
+    let at = Arc::clone(&position);
+    let items = if is_parquet {
+        length = parquet::rows(&paths)?;
+        parquet::read(paths, exprs, at)
+    } else {
+        tar::read(paths, exprs, at)
+    };
+    Ok(Some(Input { items, fingerprint: fingerprints.join("\n"), position, length }))
 }
 
 fn pictures(paths: Vec<PathBuf>, exprs: &[String]) -> Input {

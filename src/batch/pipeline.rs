@@ -9,7 +9,7 @@
 
 use super::budget::{Budget, Hold};
 use super::disk::Disk;
-use super::item::{Failure, Found, Item, Outcome, Picture, Record};
+use super::item::{Ask, Failure, Found, Item, Outcome, Picture, Record};
 use super::journal::{MASKS, OVERLAYS, Status};
 use super::stats::Stats;
 use crate::engine::{MAX_IMAGES, Prepared, Preprocessor};
@@ -35,6 +35,8 @@ const MASKS_AT_ONCE: u64 = 16;
 pub struct Settings {
     /// How the expressions are asked.
     pub prompting: Prompting,
+    /// How each item's are, by its place, where it is not as `prompting` says; none if all are.
+    pub asks: Arc<[Ask]>,
     /// Keep the decoder's mask of an expression that the model rejects.
     pub keep_rejected: bool,
     /// Turn pictures as their EXIF orientation says.
@@ -57,6 +59,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             prompting: Prompting::default(),
+            asks: Arc::from([]),
             keep_rejected: false,
             exif: false,
             limits: Limits::default(),
@@ -338,7 +341,14 @@ fn decode(
         let work = || {
             let picture = image::decode(&bytes, item.picture.name(), &settings.limits, settings.exif)?;
             let exprs: Vec<&str> = item.exprs.iter().map(String::as_str).collect();
-            let prepared = preprocessor.prepare_parts(&picture, &exprs, settings.prompting)?;
+            let ask = usize::try_from(item.index).ok().and_then(|i| settings.asks.get(i));
+            let prepared = match ask {
+                Some(Ask::Published(rejected)) => {
+                    preprocessor.prepare_published(&picture, &exprs, rejected)?
+                }
+                Some(Ask::As(prompting)) => preprocessor.prepare_parts(&picture, &exprs, *prompting)?,
+                None => preprocessor.prepare_parts(&picture, &exprs, settings.prompting)?,
+            };
             if settings.overlays {
                 let _ = job.picture.set(picture); // set once
             }

@@ -1,20 +1,22 @@
 //! `mllmseg batch`: a data set of pictures and expressions, unattended.
 
 use super::{Each, How, report as tell};
+use mllmseg::batch::journal::RESULTS;
 use mllmseg::batch::{Batch, Compute, Counts, Disk, Stats, Worker, dry_run, manifest, report, run_batch};
+use mllmseg::batch::{coco, parquet};
 use mllmseg::device::Choice;
 use mllmseg::{Error, Result};
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, Once, PoisonError};
 use std::time::Duration;
 
-/// Segment a data set: a manifest, a folder or a glob
+/// Segment a data set: a manifest, a folder, a glob, tar shards, Parquet files
 ///
 /// A manifest has a line of JSON an item: {"id": anything, "image": FILE | "image_b64": BYTES, "exprs": [...] | "expr": ...}; paths
-/// start at its folder. OUT/results.jsonl gets a line for each item and expression: index, id, image, expr, and the mask as COCO
+/// start at its folder. Tar shards (as WebDataset's) and Parquet files (as the Hugging Face hub's) hold pictures and expressions. OUT/results.jsonl gets a line for each item and expression: index, id, image, expr, and the mask as COCO
 /// RLE with bbox, area, score, no_target; or {"error": {"kind": "permanent" | "transient", "message": ...}}.
 ///
 /// Ended in any way, run again it continues, and what failed for now is tried again. Ctrl-C finishes what is in flight.
@@ -23,7 +25,7 @@ use std::time::Duration;
 /// Example: mllmseg batch data/manifest.jsonl --model DIR --device cuda:0,cuda:1 --out results
 #[derive(clap::Args)]
 pub struct Args {
-    /// Manifest, folder of pictures, or glob (in quotes)
+    /// Manifest, folder of pictures, .tar, .tar.gz, .parquet, or a glob (in quotes)
     #[arg(value_name = "SOURCE")]
     source: String,
     /// Checkpoint: a folder, or ORG/NAME in the Hugging Face cache
@@ -32,7 +34,7 @@ pub struct Args {
     /// Folder for the results
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// What to ask of the pictures of a folder or glob; once for each
+    /// What to ask of the pictures of a folder or glob, or instead of what tar shards and Parquet files ask; once for each
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     expr: Vec<String>,
     /// Where to run: cpu, cuda:N or sim; several, as cuda:0,cuda:1, get a process each
@@ -54,6 +56,8 @@ pub struct Args {
     /// Look at every record, picture header and expression, say what the run needs, and compute nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    made: Made,
     /// The final numbers as JSON on stdout
     #[arg(long)]
     json: bool,
@@ -61,6 +65,35 @@ pub struct Args {
     each: Each,
     #[command(flatten)]
     how: How,
+}
+
+/// Files that are made of the results when all are there.
+#[derive(clap::Args)]
+pub struct Made {
+    /// Make an instances file of COCO's of the results, for pycocotools or CVAT
+    #[arg(long, value_name = "FILE")]
+    coco: Option<PathBuf>,
+    /// Make a Parquet file of the results, a row an expression
+    #[arg(long, value_name = "FILE")]
+    parquet: Option<PathBuf>,
+}
+
+impl Made {
+    /// Makes them of the results in `out`.
+    pub fn make(&self, out: &Path) -> Result<()> {
+        let results = out.join(RESULTS);
+        if let Some(file) = &self.coco {
+            coco::write(&results, file)?;
+        }
+        if let Some(file) = &self.parquet {
+            parquet::write(&results, file)?;
+        }
+        Ok(())
+    }
+
+    fn any(&self) -> bool {
+        self.coco.is_some() || self.parquet.is_some()
+    }
 }
 
 fn shard(text: &str) -> std::result::Result<[u64; 2], String> {
@@ -106,10 +139,30 @@ pub fn exit_code(counts: &Counts) -> ExitCode {
     ExitCode::from(if counts.permanent + counts.transient > 0 { 3 } else { 0 })
 }
 
-static STOP: AtomicBool = AtomicBool::new(false);
+/// Set at the first Ctrl-C; the second ends the process.
+pub fn stop_at_interrupt() -> &'static AtomicBool {
+    static STOP: AtomicBool = AtomicBool::new(false);
+    static HANDLER: Once = Once::new();
+    HANDLER.call_once(|| {
+        let handler = ctrlc::set_handler(|| {
+            if STOP.swap(true, Ordering::Relaxed) {
+                std::process::exit(130);
+            }
+            eprintln!("\nfinishing what is in flight; once more ends it at once, and loses only that");
+        });
+        if let Err(e) = handler {
+            eprintln!("note: Ctrl-C will not finish what is in flight: {e}");
+        }
+    });
+    &STOP
+}
 
 pub fn run(mut args: Args) -> Result<ExitCode> {
     args.each.overlays |= args.report;
+    if args.shard.is_some() && args.made.any() {
+        let expected = "them with `mllmseg merge`, which has all results";
+        return Err(Error::usage("--coco, --parquet", expected, "a shard"));
+    }
     let mut out = args.out.clone();
     if let Some([i, n]) = args.shard {
         out.push(format!("shard-{i:05}-of-{n:05}"));
@@ -130,15 +183,6 @@ pub fn run(mut args: Args) -> Result<ExitCode> {
             print!("{found}");
         }
         return Ok(ExitCode::from(if found.failing > 0 { 3 } else { 0 }));
-    }
-    let handler = ctrlc::set_handler(|| {
-        if STOP.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        eprintln!("\nfinishing what is in flight; once more ends it at once, and loses only that");
-    });
-    if let Err(e) = handler {
-        eprintln!("note: Ctrl-C will not finish what is in flight: {e}");
     }
     let batch = Batch {
         model: &args.model,
@@ -165,8 +209,9 @@ pub fn run(mut args: Args) -> Result<ExitCode> {
     };
     let (disk, stats) = (Disk::default(), Stats::default());
     let (position, length) = (std::sync::Arc::clone(&input.position), input.length);
-    let ran =
-        progress(&stats, (&position, length), || run_batch(&batch, input, compute, (&disk, &stats, &STOP)));
+    let ran = progress(&stats, (&position, length), || {
+        run_batch(&batch, input, compute, (&disk, &stats, stop_at_interrupt()))
+    });
     let end = ran?;
     let (summary, counts) = (stats.summary(), end.counts);
     if args.json {
@@ -193,6 +238,7 @@ pub fn run(mut args: Args) -> Result<ExitCode> {
         eprintln!("stopped; run the same again to continue");
         return Ok(ExitCode::FAILURE);
     }
+    args.made.make(&out)?;
     if args.report {
         match report(&out) {
             Ok(page) => eprintln!("page: {}", page.display()),
@@ -206,7 +252,7 @@ pub fn run(mut args: Args) -> Result<ExitCode> {
 }
 
 /// Runs `work` and says on stderr how far it is: often on a terminal, now and then in a log.
-fn progress<T>(stats: &Stats, (position, length): (&AtomicU64, u64), work: impl FnOnce() -> T) -> T {
+pub fn progress<T>(stats: &Stats, (position, length): (&AtomicU64, u64), work: impl FnOnce() -> T) -> T {
     let over = (Mutex::new(false), Condvar::new());
     std::thread::scope(|scope| {
         scope.spawn(|| {

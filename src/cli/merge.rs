@@ -22,10 +22,13 @@ pub struct Args {
     /// Forget what is in the folder
     #[arg(long)]
     restart: bool,
+    #[command(flatten)]
+    made: super::batch::Made,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
     let counts = merge(&args.shards, &args.out, args.restart)?;
+    args.made.make(&args.out)?;
     println!(
         "{} items of {} shards: {} done, {} failed for good, {} failed for now -> {}",
         counts.items(),

@@ -36,7 +36,8 @@ pub struct Prepared {
     pub(super) expressions: usize,
 }
 
-/// A sequence and the expressions that its slots answer.
+/// A sequence and the expressions that its slots answer; `n` more than an expression's place, where there are `n`, if the slot only
+/// decides whether it is rejected. Such sequences come before those that give the masks.
 pub(super) struct Asked {
     pub sequence: Sequence,
     pub expressions: Vec<usize>,
@@ -107,12 +108,42 @@ impl Preprocessor {
         let mut unusable = Vec::new();
         let asked = ask(&self.prompts()?, expressions, prompting, &mut unusable);
         let size = [picture.width, picture.height];
-        let picture = match asked[..] {
-            [] => None,
-            _ if size[0] * size[1] <= self.most_pixels => Some(picture.clone()),
-            _ => Some(resize_bicubic(picture, self.size, self.size)?),
-        };
+        let picture = if asked.is_empty() { None } else { Some(self.source(picture)?) };
         Ok(Prepared { size, picture, asked, unusable, expressions: expressions.len() })
+    }
+
+    /// Prepares what the published evaluation asks of a picture: all expressions in one prompt, whose slots hold the
+    /// ground truth, `[REJ]` where `rejected` says so. What the model would have said in its place at each slot is the answer's
+    /// `no_target`; the masks are read from a second prompt, in which all slots hold `[SEG]`.
+    ///
+    /// # Errors
+    /// Those that concern the picture or the prompt.
+    pub fn prepare_published(&self, picture: &Rgb, texts: &[&str], rejected: &[bool]) -> Result<Prepared> {
+        let (prompts, n) = (self.prompts()?, texts.len());
+        let ask = |rejected, expressions: std::ops::Range<usize>| -> Result<Asked> {
+            let sequence = prompts.published(texts, rejected)?;
+            Ok(Asked { sequence, expressions: expressions.collect() })
+        };
+        let mut asked = vec![ask(&[], 0..n)?];
+        if rejected.contains(&true) {
+            asked.insert(0, ask(rejected, n..2 * n)?);
+        }
+        let size = [picture.width, picture.height];
+        Ok(Prepared {
+            size,
+            picture: Some(self.source(picture)?),
+            asked,
+            unusable: Vec::new(),
+            expressions: n,
+        })
+    }
+
+    /// The picture as the device takes it.
+    fn source(&self, picture: &Rgb) -> Result<Rgb> {
+        if picture.width * picture.height <= self.most_pixels {
+            return Ok(picture.clone());
+        }
+        resize_bicubic(picture, self.size, self.size)
     }
 }
 
