@@ -68,9 +68,15 @@ fn main() {
         }
         let tflops = |us: f64| 2e-6 * (m * n * k) as f64 / us;
         let cublas = theirs.map(|t| t.1);
-        print(sim, "matmul", &[m, n, k], us, json!({
-            "tflops": tflops(us), "cublas_us": cublas, "cublas_over_ours": cublas.map(|c| c / us), "distance": distance,
-        }));
+        print(
+            sim,
+            "matmul",
+            &[m, n, k],
+            us,
+            json!({
+                "tflops": tflops(us), "cublas_us": cublas, "cublas_over_ours": cublas.map(|c| c / us), "distance": distance,
+            }),
+        );
     }
     attention(choice);
     norms(choice);
@@ -80,7 +86,12 @@ fn attention(choice: Choice) {
     let sim = choice == Choice::Sim;
     let shapes: &[[usize; 5]] = match sim {
         true => &[[1, 2, 64, 70, 70]],
-        false => &[[1, 16, 64, 1025, 1025], [8, 16, 64, 1025, 1025], [1, 8, 128, 1024, 1024], [1, 8, 128, 1024, 256]],
+        false => &[
+            [1, 16, 64, 1025, 1025],
+            [8, 16, 64, 1025, 1025],
+            [1, 8, 128, 1024, 1024],
+            [1, 8, 128, 1024, 256],
+        ],
     };
     for &[batch, heads, hd, tq, tk] in shapes {
         let (mut b, c) = (Bench::new(choice), heads * hd);
@@ -234,14 +245,17 @@ impl Cublas {
             let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW) };
             (!handle.is_null()).then_some(handle)
         };
-        let library = [c"libcublas.so.13", c"libcublas.so.12", c"libcublas.so"].into_iter().find_map(library)?;
+        let library =
+            [c"libcublas.so.13", c"libcublas.so.12", c"libcublas.so"].into_iter().find_map(library)?;
         // SAFETY: cublas_api.h gives these symbols these types.
         unsafe {
             let create = libc::dlsym(library, c"cublasCreate_v2".as_ptr());
             let gemm = libc::dlsym(library, c"cublasGemmEx".as_ptr());
             let destroy = libc::dlsym(library, c"cublasDestroy_v2".as_ptr());
             (![create, gemm, destroy].contains(&std::ptr::null_mut())).then(|| Self {
-                destroy: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut c_void) -> c_int>(destroy),
+                destroy: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut c_void) -> c_int>(
+                    destroy,
+                ),
                 create: std::mem::transmute::<*mut c_void, Create>(create),
                 gemm: std::mem::transmute::<*mut c_void, GemmEx>(gemm),
             })
@@ -264,15 +278,15 @@ impl Cublas {
                 [2 * m * k, 2 * n * k, 2 * m * n, 2 * FLUSH].map(|n| cu::malloc_sync(n).unwrap());
             cu::memcpy_htod_sync(xd, &bytes(x)).unwrap();
             cu::memcpy_htod_sync(wd, &bytes(w)).unwrap();
-            let events =
-                [(); 2].map(|()| cu::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).unwrap());
+            let events = [(); 2].map(|()| cu::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).unwrap());
             let mut times = Vec::new();
             for _ in 0..RUNS + 1 {
                 cu::memset_d8_sync(flush, 0, 2 * FLUSH).unwrap();
                 cu::event::record(events[0], stream).unwrap();
                 // Column-major, y is (N, M), w (K, N) transposed, x (K, M).
                 let done = (self.gemm)(
-                    handle, yes, no, n32, m32, k32, &1.0, wd, BF16, k32, xd, BF16, k32, &0.0, yd, BF16, n32, SUM_F32, -1,
+                    handle, yes, no, n32, m32, k32, &1.0, wd, BF16, k32, xd, BF16, k32, &0.0, yd, BF16, n32,
+                    SUM_F32, -1,
                 );
                 assert_eq!(done, 0, "cublasGemmEx");
                 cu::event::record(events[1], stream).unwrap();

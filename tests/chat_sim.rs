@@ -68,8 +68,8 @@ fn the_published_greedy_tokens() {
 fn the_demo_answers() {
     let _driver = driver();
     cuda::reset_simulator();
-    let mut chats = [device(), Choice::Cpu]
-        .map(|device| Chat::open(&model(), Options { device, ..options() }).unwrap());
+    let mut chats =
+        [device(), Choice::Cpu].map(|device| Chat::open(&model(), Options { device, ..options() }).unwrap());
     let scene = &scenes()[0];
     let replies = chats.each_mut().map(|chat| {
         let seen = chat.picture(&picture(&scene.image), 1).unwrap();

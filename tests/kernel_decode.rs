@@ -476,7 +476,10 @@ fn the_same_tokens_of_a_whole_vocabulary() {
     let greedy = draw(&logits[..v], v, &[GREEDY], &vec![0; v.div_ceil(32)]);
     if common::gpu::counted() {
         let loads = &greedy.report["kernels"]["sample_f32"]["counters"]["global_load"]["sectors"];
-        assert!(32.0 * loads.as_f64().unwrap() <= 1.05 * 4.0 * v as f64, "{loads} sectors of logits, read once");
+        assert!(
+            32.0 * loads.as_f64().unwrap() <= 1.05 * 4.0 * v as f64,
+            "{loads} sectors of logits, read once"
+        );
     }
 
     let hot = How { temperature: 1.0, ..GREEDY };

@@ -20,6 +20,7 @@ mod completions;
 mod demo;
 mod doctor;
 mod dump;
+mod eval;
 mod graph;
 mod inspect;
 mod locate;
@@ -49,6 +50,7 @@ enum Command {
     Batch(batch::Args),
     Merge(merge::Args),
     Worker(worker::Args),
+    Eval(eval::Args),
     Chat(chat::Args),
     Locate(locate::Args),
     Demo(demo::Args),
@@ -70,6 +72,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Batch(args) => batch::run(args),
         Command::Merge(args) => merge::run(args),
         Command::Worker(args) => worker::run(args),
+        Command::Eval(args) => eval::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Locate(args) => locate::run(args),
         Command::Demo(args) => demo::run(args),
