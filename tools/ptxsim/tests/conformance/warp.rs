@@ -203,7 +203,7 @@ fn lanes_past_a_branch_are_not_held_up_by_those_that_wait_for_them() {
 
 #[test]
 fn calls_without_end_are_given_up() {
-    use ptxsim::{FaultKind, LaunchConfig, LoadedModule, Memory, Module, Options, launch};
+    use ptxsim::{FaultKind, LaunchConfig, LoadedModule, Memory, Options, launch};
     // Each calls the next twice: 2^40 calls, none of them deep.
     let mut ptx = String::from(".version 9.0\n.target sm_80\n.address_size 64\n.func f0() { ret; }\n");
     for i in 1..=40 {
@@ -211,7 +211,7 @@ fn calls_without_end_are_given_up() {
     }
     ptx += ".visible .entry k() { call.uni f40; ret; }\n";
     let memory = Memory::new(1 << 20);
-    let module = LoadedModule::load(Module::parse(&ptx).unwrap().into(), &memory).unwrap();
+    let module = LoadedModule::load(crate::harness::module(&ptx).into(), &memory).unwrap();
     let options = Options { max_instructions: 100_000, ..Options::default() };
     let report = launch(&memory, &module, "k", &LaunchConfig::new(1, 32), &options).unwrap();
     assert_eq!(report.fault.unwrap().kind, FaultKind::Timeout);
@@ -219,7 +219,7 @@ fn calls_without_end_are_given_up() {
 
 #[test]
 fn calls() {
-    use ptxsim::{LaunchConfig, LoadedModule, Memory, Module, Options, launch};
+    use ptxsim::{LaunchConfig, LoadedModule, Memory, Options, launch};
     // A function with two arguments and a result; one that calls itself; a call through a table of pointers.
     let ptx = ".version 9.0\n.target sm_80\n.address_size 64\n\
         .func (.param .b32 y) twice_less(.param .b32 a, .param .b32 b) {\n\
@@ -244,7 +244,7 @@ fn calls() {
         st.global.u32 [%o+12], %z;\n\
         ret;\n}\n";
     let memory = Memory::new(1 << 20);
-    let module = LoadedModule::load(Module::parse(ptx).unwrap().into(), &memory).unwrap();
+    let module = LoadedModule::load(crate::harness::module(ptx).into(), &memory).unwrap();
     let out = memory.alloc(32 * 16, 256).unwrap();
     let report =
         launch(&memory, &module, "k", &LaunchConfig::new(1, 32).arg(out), &Options::default()).unwrap();
