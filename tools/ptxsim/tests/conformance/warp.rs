@@ -201,6 +201,30 @@ fn lanes_past_a_branch_are_not_held_up_by_those_that_wait_for_them() {
     }
 }
 
+/// Three warps and one word: its halves are written by two of them, the third reads one. In whatever order they run, the
+/// race is between that one's writer and its reader.
+#[test]
+fn bytes_of_one_word_are_told_apart() {
+    use ptxsim::{LaunchConfig, LoadedModule, Memory, Options, ReportKind, launch};
+    let ptx = ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry k() {\n\
+        .shared .align 4 .b8 w[4]; .reg .u32 %t, %l; .reg .u16 %x; .reg .pred %p;\n\
+        mov.u32 %t, %tid.x; and.b32 %l, %t, 31; setp.ne.u32 %p, %l, 0; @%p ret;\n\
+        mov.u16 %x, 1; setp.eq.u32 %p, %t, 0; @!%p bra a; st.shared.u16 [w], %x;\n\
+        a: setp.eq.u32 %p, %t, 32; @!%p bra b; st.shared.u16 [w+2], %x;\n\
+        b: setp.eq.u32 %p, %t, 64; @!%p bra c; ld.shared.u16 %x, [w];\n\
+        c: ret;\n}\n";
+    let memory = Memory::new(1 << 20);
+    let module = LoadedModule::load(crate::harness::module(ptx).into(), &memory).unwrap();
+    for seed in 0..12 {
+        let options = Options { seed, checks: ptxsim::Checks::SHARED_RACE, ..Options::default() };
+        let report = launch(&memory, &module, "k", &LaunchConfig::new(1, 96), &options).unwrap();
+        let races: Vec<_> = report.reports.iter().filter(|r| r.kind == ReportKind::SharedRace).collect();
+        assert_eq!(races.len(), 1, "seed {seed}: {:?}", report.reports);
+        let warps = [races[0].thread[0] / 32, races[0].other.as_ref().unwrap().warp.unwrap()];
+        assert!(warps == [2, 0] || warps == [0, 2], "seed {seed}: {warps:?}");
+    }
+}
+
 #[test]
 fn calls_without_end_are_given_up() {
     use ptxsim::{FaultKind, LaunchConfig, LoadedModule, Memory, Options, launch};
