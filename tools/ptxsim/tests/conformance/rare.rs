@@ -326,7 +326,8 @@ fn approximate_functions_of_halves() {
 #[test]
 fn doubles_of_every_kind() {
     let w = f64s();
-    let kinds: [(&str, fn(f64) -> bool); 6] = [
+    type Is = fn(f64) -> bool;
+    let kinds: [(&str, Is); 6] = [
         ("finite", f64::is_finite),
         ("infinite", f64::is_infinite),
         ("number", |v| !v.is_nan()),
