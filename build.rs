@@ -3,7 +3,8 @@
 //! A kernel file becomes PTX for `compute_80` (what the simulated driver runs, and what a GPU newer than the list compiles for itself) and
 //! one fat binary with machine code for the architectures of `MLLMSEG_CUDA_ARCHS` (default below; `none` for PTX alone). nvcc is the first
 //! of `$NVCC`, `$CUDA_HOME/bin`, `$CUDA_PATH/bin`, `$PATH` and the folder that `tools/cuda/fetch` fills. Without one the table is empty, and
-//! the program runs on the CPU alone. Results are kept by content in `target/kernels/`, which debug and release share.
+//! the program runs on the CPU alone. Beside each kernel stands what ptxas gave it (registers, stack, shared memory), which cuobjdump reads
+//! out of the fat binaries. Results are kept by content in `target/kernels/`, which debug and release share.
 
 use std::collections::hash_map::DefaultHasher;
 use std::env;
@@ -32,7 +33,9 @@ fn main() {
         Ok(nvcc) => build(&nvcc, &out).unwrap_or_else(|e| fail(&e)),
         Err(why) => {
             println!("cargo:warning=no CUDA kernels in this build, it runs on the CPU alone: {why}; {FETCH}");
-            format!("const WHY_NONE: Option<&str> = Some({why:?});\nconst KERNELS: &[Kernel] = &[];\n")
+            format!(
+                "const WHY_NONE: Option<&str> = Some({why:?});\nconst NVCC: &str = \"\";\nconst KERNELS: &[Kernel] = &[];\n"
+            )
         }
     };
     fs::write(out.join("kernels.rs"), table).unwrap_or_else(|e| fail(&format!("{}: {e}", out.display())));
@@ -131,22 +134,64 @@ fn build(nvcc: &Path, out: &Path) -> Result<String, String> {
     }
     compile(nvcc, jobs)?;
 
-    let mut table = String::from("const WHY_NONE: Option<&str> = None;\nconst KERNELS: &[Kernel] = &[\n");
+    let ptxas =
+        version(nvcc)?.lines().find_map(|l| Some(l.split_once(", V")?.1.to_string())).unwrap_or_default();
+    let mut table = format!(
+        "const WHY_NONE: Option<&str> = None;\nconst NVCC: &str = {ptxas:?};\nconst KERNELS: &[Kernel] = &[\n"
+    );
     for (source, ptx, fat) in &files {
         let text = fs::read_to_string(ptx).map_err(io)?;
         let entries: Vec<&str> =
             text.lines().filter_map(|l| l.strip_prefix(".visible .entry ")?.split('(').next()).collect();
         let stem = source.file_stem().unwrap_or_default().to_string_lossy();
-        let fat = match fat {
-            Some(f) => format!("Some(aligned!({f:?}))"),
-            None => "None".into(),
+        let (fat, usage) = match fat {
+            Some(f) => (format!("Some(aligned!({f:?}))"), usage(nvcc, f)?),
+            None => ("None".into(), Vec::new()),
         };
         let _ = writeln!(
             table,
-            "    Kernel {{ name: {stem:?}, entries: &{entries:?}, ptx: concat!(include_str!({ptx:?}), \"\\0\"), fatbin: {fat} }},"
+            "    Kernel {{ name: {stem:?}, entries: &{entries:?}, ptx: concat!(include_str!({ptx:?}), \"\\0\"), fatbin: {fat}, usage: &{usage:?} }},"
         );
     }
     Ok(table + "];\n")
+}
+
+/// What each kernel of a fat binary takes: entry, architecture, registers a thread, bytes of stack (where spills go), static shared memory.
+fn usage(nvcc: &Path, fatbin: &Path) -> Result<Vec<(String, String, u32, u32, u32)>, String> {
+    let cuobjdump = nvcc.with_file_name("cuobjdump");
+    let out = Command::new(&cuobjdump).arg("--dump-resource-usage").arg(fatbin).output();
+    let out = out.map_err(|e| format!("{}: {e}", cuobjdump.display()))?;
+    let text = String::from_utf8_lossy(&out.stdout);
+    let (mut rows, mut arch, mut entry) = (Vec::new(), "", "");
+    for line in text.lines().map(str::trim) {
+        if let Some(a) = line.strip_prefix("arch = sm_") {
+            arch = a;
+        } else if let Some(e) = line.strip_prefix("Function ") {
+            entry = e.trim_end_matches(':');
+        } else if line.starts_with("REG:") {
+            let number = |name: &str| {
+                let field = line.split_whitespace().find_map(|f| f.strip_prefix(name)?.strip_prefix(':'));
+                field.and_then(|n| n.parse::<u32>().ok())
+            };
+            let found = number("REG").zip(number("STACK").zip(number("LOCAL"))).zip(number("SHARED"));
+            let ((registers, (stack, local)), shared) =
+                found.ok_or_else(|| format!("{}: cuobjdump says `{line}`", fatbin.display()))?;
+            // From sm_90 on the 1 KB that the system takes of each block is in the figure.
+            let system = if matches!(arch, "80" | "86" | "87" | "89") { 0 } else { 1024 };
+            rows.push((
+                entry.to_string(),
+                arch.to_string(),
+                registers,
+                stack + local,
+                shared.saturating_sub(system),
+            ));
+        }
+    }
+    if rows.is_empty() {
+        let text = String::from_utf8_lossy(&out.stderr);
+        return Err(format!("{}: {} found no kernels: {text}", fatbin.display(), cuobjdump.display()));
+    }
+    Ok(rows)
 }
 
 /// Runs the jobs side by side; all their errors.

@@ -50,6 +50,7 @@ fn main() {
         ];
         for (name, make) in all.into_iter().filter(|(name, _)| wanted(name)) {
             let mut piece = make();
+            piece.write();
             print(name, precision, time(5, || piece.run()));
         }
         for (m, n, k) in [(1025, 4096, 1024), (320, 14336, 4096), (40, 14336, 4096), (1, 14336, 4096)] {

@@ -1,21 +1,36 @@
 //! The engine: a model opened once; pictures and expressions in, masks out.
+//!
+//! [`Engine::segment`] answers about one picture, [`Engine::segment_batch`] about several in one run, [`Engine::stream`] about any number,
+//! one after another. What the host does before a run is [`Preprocessor`]'s and may happen on other threads. An expression's answer is the
+//! same, bit for bit, whatever else is in its run.
+
+mod prepare;
+mod stream;
+
+pub use prepare::{Prepared, Preprocessor};
+pub use stream::Stream;
 
 use crate::checkpoint::Checkpoint;
 use crate::device::{self, Choice, Device};
 use crate::graph::{Node, Tensor};
-use crate::image::{Mask, Rgb, normalize, resize_bicubic};
+use crate::image::{Mask, Rgb};
 use crate::models::llm::Rows;
-use crate::models::mllmseg::{self, Image, Masks, Model, Savings, Segment, States, Text, write_rows};
-use crate::ops::KvCache;
+use crate::models::mllmseg::{
+    self, Image, Masks, Model, PictureData, PictureRoom, Pictures, Savings, Segment, States, Text, write_rows,
+};
+use crate::ops::{DESCRIPTOR, KvCache};
 use crate::plan::Plan;
 use crate::reference::Precision;
-use crate::text::{Prompts, Sequence, Tokenizer, UserText};
+use crate::text::{Prompts, Tokenizer, UserText};
 use crate::{Error, Result};
+use prepare::Asked;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Pictures of one run of the image graph.
+pub const MAX_IMAGES: usize = 8;
 /// Rows of packed text in one run: enough for large matmuls, little enough memory.
 const MAX_ROWS: usize = 2048;
 /// Masks of one run: the decoder's activations are about 30 MB each in f32.
@@ -73,6 +88,25 @@ impl Default for Options {
     }
 }
 
+/// A picture and what is asked of it.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The picture.
+    pub picture: Rgb,
+    /// What is asked, in order.
+    pub expressions: Vec<String>,
+    /// How.
+    pub prompting: Prompting,
+}
+
+impl Request {
+    /// Expressions asked one by one.
+    pub fn new(picture: Rgb, expressions: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        let expressions = expressions.into_iter().map(Into::into).collect();
+        Self { picture, expressions, prompting: Prompting::default() }
+    }
+}
+
 /// What the model says of one expression.
 #[derive(Clone, Debug)]
 pub struct Answer {
@@ -86,7 +120,7 @@ pub struct Answer {
     pub probability: Option<Vec<f32>>,
 }
 
-/// Wall time of one picture by stage, in milliseconds.
+/// Wall time of one run by stage, in milliseconds: of one picture, or of all that ran together.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 #[allow(missing_docs)]
 pub struct Timings {
@@ -130,30 +164,71 @@ type Observer = Option<Box<dyn FnMut(Run)>>;
 /// An opened model.
 pub struct Engine {
     checkpoint: Arc<Checkpoint>,
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     model: Model,
     device: Box<dyn Device>,
     options: Options,
+    /// Pictures of one run; fewer after memory was short.
+    max_images: usize,
     session: Option<Session>,
     observer: Observer,
     timings: Timings,
 }
 
-/// Buffers and plans that stay from picture to picture.
+/// Buffers and plans that stay from run to run.
+///
+/// Rows of the K/V cache: for each image the system prompt's, the same ones, and its own, so that text sees one range of them whichever
+/// image it is about (a sum's order, and so its bits, follow the ranges); then those of the text.
 struct Session {
     states: States,
-    /// Number of state buffers that stay; those of text and masks come after.
+    /// Number of state buffers that stay; those of images, of text, and of masks come after, in this order.
     kept: usize,
     kv: KvCache,
     system: (Plan, Rows),
-    image: (Plan, Image),
-    /// Rows of the system prompt's K/V that are computed and shared.
+    /// Rows of the system prompt's K/V that are computed once.
     shared: usize,
+    /// K/V rows of an image, the system prompt's included.
+    per_image: usize,
+    /// Images that there is room for.
+    max_images: usize,
+    /// By pictures and their [`PictureRoom`].
+    pictures: HashMap<[usize; 4], Kept<Pictures>>,
+    /// By images.
+    images: HashMap<[usize; 1], Kept<Image>>,
     /// By rows, sequences and slots.
     texts: HashMap<[usize; 3], Kept<Text>>,
-    /// By masks, pixels of masks, and rows of hidden states.
-    masks: HashMap<[usize; 3], Kept<Masks>>,
+    /// By masks, pixels of masks, rows of hidden states, and images.
+    masks: HashMap<[usize; 4], Kept<Masks>>,
 }
+
+/// A sequence of one of the pictures of a run.
+#[derive(Clone, Copy)]
+struct Asking<'a> {
+    /// Its picture among those of the request.
+    picture: usize,
+    /// Its picture among those of the run.
+    image: usize,
+    /// Width and height of the picture.
+    size: [usize; 2],
+    asked: &'a Asked,
+}
+
+/// A place in a sequence whose state becomes a mask.
+struct Slot<'a> {
+    of: Asking<'a>,
+    expression: usize,
+    /// The row that predicts it.
+    row: usize,
+}
+
+impl Slot<'_> {
+    fn pixels(&self) -> usize {
+        self.of.size[0] * self.of.size[1]
+    }
+}
+
+/// Called with each answer: the picture's place, the expression's place, the answer.
+type Each<'a> = &'a mut dyn FnMut(usize, usize, Result<Answer>);
 
 /// A plan for one bucket of sizes, its buffers, and those of them that are its own.
 struct Kept<T> {
@@ -201,7 +276,7 @@ impl Engine {
             let expected = "a checkpoint with a mask decoder (res_decoder.*)";
             return Err(Error::usage(model, expected, "one for chat only"));
         }
-        let tokenizer = Tokenizer::open(&checkpoint.dir)?;
+        let tokenizer = Arc::new(Tokenizer::open(&checkpoint.dir)?);
         let (model, weights) = Model::bind(&checkpoint)?;
         let (has, ids) = (model.config.llm_config.vocab_size, tokenizer.vocab_size());
         if ids > has {
@@ -216,6 +291,7 @@ impl Engine {
             model,
             device,
             options,
+            max_images: MAX_IMAGES,
             session: None,
             observer: None,
             timings: Timings::default(),
@@ -238,13 +314,38 @@ impl Engine {
     }
 
     /// The prompts of this model.
+    ///
+    /// # Errors
+    /// Those of [`Prompts::new`].
     pub fn prompts(&self) -> Result<Prompts<'_>> {
         let config = &self.model.config;
         let (system, tokens) = (config.system_message.as_deref(), config.image_tokens());
         Prompts::new(&self.tokenizer, system, tokens, self.options.user_text)
     }
 
+    /// What makes requests ready for this engine, on any thread.
+    pub fn preprocessor(&self) -> Preprocessor {
+        Preprocessor::new(
+            &self.model,
+            Arc::clone(&self.tokenizer),
+            self.options.user_text,
+            self.options.device,
+        )
+    }
+
     /// Segments one picture; `keep_probabilities` fills [`Answer::probability`].
+    ///
+    /// ```
+    /// use mllmseg::{Engine, Options, Prompting, image};
+    ///
+    /// let mut engine = Engine::open("assets/demo/model", Options::default())?;
+    /// let picture = image::read("assets/demo/images/010.png".as_ref(), &image::Limits::default(), false)?;
+    /// let found = engine.segment(&picture, &["the white circle", "a red cat"], Prompting::Single, false)?;
+    /// let [circle, cat] = &found.answers[..] else { panic!("one answer an expression") };
+    /// assert_eq!(circle.as_ref().unwrap().mask.bbox(), Some([232, 89, 48, 47]));
+    /// assert!(cat.as_ref().unwrap().no_target);
+    /// # Ok::<(), mllmseg::Error>(())
+    /// ```
     ///
     /// # Errors
     /// Those that concern the whole picture; an expression's own are in its answer.
@@ -256,46 +357,199 @@ impl Engine {
         keep_probabilities: bool,
     ) -> Result<Segmentation> {
         let start = Instant::now();
+        let mut prepared = self.preprocessor().prepare_parts(picture, expressions, prompting)?;
+        let took = ms(start.elapsed());
+        let mut found =
+            self.segment_batch(std::slice::from_mut(&mut prepared), keep_probabilities)?.remove(0);
+        found.timings.preprocess_ms = took;
+        Ok(found)
+    }
+
+    /// Segments several pictures, each with all its expressions, as few runs as memory allows. Each answer is the one that
+    /// [`segment`](Self::segment) gives, bit for bit. The timings are those of all pictures together.
+    ///
+    /// ```
+    /// use mllmseg::engine::Request;
+    /// use mllmseg::{Engine, Options, image};
+    ///
+    /// let mut engine = Engine::open("assets/demo/model", Options::default())?;
+    /// let read = |name: &str| image::read(name.as_ref(), &image::Limits::default(), false);
+    /// let requests = [
+    ///     Request::new(read("assets/demo/images/010.png")?, ["the white circle", "a red cat"]),
+    ///     Request::new(read("assets/demo/images/000.png")?, ["the white square"]),
+    /// ];
+    /// let preprocessor = engine.preprocessor(); // Send and Clone: pictures may be prepared on other threads
+    /// let mut prepared = requests.iter().map(|r| preprocessor.prepare(r)).collect::<Result<Vec<_>, _>>()?;
+    /// let found = engine.segment_batch(&mut prepared, false)?;
+    /// assert_eq!(found.iter().map(|f| f.answers.len()).collect::<Vec<_>>(), [2, 1]);
+    /// # Ok::<(), mllmseg::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of the device, which concern all pictures; an expression's own are in its answer.
+    pub fn segment_batch(
+        &mut self,
+        pictures: &mut [Prepared],
+        keep_probabilities: bool,
+    ) -> Result<Vec<Segmentation>> {
+        let mut answers: Vec<Vec<Option<Result<Answer>>>> =
+            pictures.iter().map(|p| (0..p.expressions).map(|_| None).collect()).collect();
+        let mut each = |p: usize, e: usize, answer| answers[p][e] = Some(answer);
+        self.segment_each(pictures, keep_probabilities, &mut each)?;
+        let missing = || Err(Error::shape("expressions", "an answer each", "none"));
+        let timings = self.timings;
+        let whole =
+            |a: Vec<Option<Result<Answer>>>| a.into_iter().map(|a| a.unwrap_or_else(missing)).collect();
+        Ok(answers.into_iter().map(|a| Segmentation { answers: whole(a), timings }).collect())
+    }
+
+    /// [`segment_batch`](Self::segment_batch) that hands each answer on as soon as it is there, so that no more than a run's masks are in memory:
+    /// `each` is called once for every expression with the picture's place in `pictures`, the expression's place, and the answer.
+    ///
+    /// # Errors
+    /// Those of the device; expressions that had no answer by then get none.
+    pub fn segment_each(
+        &mut self,
+        pictures: &mut [Prepared],
+        keep_probabilities: bool,
+        each: &mut dyn FnMut(usize, usize, Result<Answer>),
+    ) -> Result<()> {
         self.timings = Timings::default();
-        let mut answers: Vec<Option<Result<Answer>>> = expressions.iter().map(|_| None).collect();
-        let (prefix, image_ids, asked) = {
-            let prompts = self.prompts()?;
-            (prompts.prefix(), prompts.image(), ask(&prompts, expressions, prompting, &mut answers))
+        for (p, picture) in pictures.iter_mut().enumerate() {
+            picture.unusable.drain(..).for_each(|(e, error)| each(p, e, Err(error)));
+        }
+        let usable: Vec<(usize, &Prepared)> =
+            pictures.iter().enumerate().filter(|(_, p)| !p.asked.is_empty()).collect();
+        // A run that is made again in halves gives some of its answers again, the same ones.
+        let mut given: Vec<Vec<bool>> = pictures.iter().map(|p| vec![false; p.expressions]).collect();
+        let mut once = |p: usize, e: usize, answer: Result<Answer>| {
+            if !std::mem::replace(&mut given[p][e], true) {
+                each(p, e, answer);
+            }
         };
-        if !asked.is_empty() {
-            let size = self.model.config.force_image_size;
-            let pixels = normalize(&resize_bicubic(picture, size, size)?);
-            self.timings.preprocess_ms = ms(start.elapsed());
-            let batches = self.batches(asked);
-            let rows = |batch: &Vec<Asked>| batch.iter().map(|a| a.sequence.ids.len()).sum::<usize>();
-            let longest = batches.iter().map(rows).fold(MAX_ROWS, usize::max);
-            let longest = bucket(self.device.as_ref(), longest, TEXT_STEP);
-            for (i, batch) in batches.iter().enumerate() {
-                // With `image_once` the first batch fills what the others read.
-                if i == 0 || !self.options.savings.image_once {
-                    self.prepare(&prefix, image_ids.len(), longest)?;
-                    self.see(&prefix, &image_ids, &pixels)?;
+        let mut rest = &usable[..];
+        while !rest.is_empty() {
+            let most = if self.options.savings.image_once { self.max_images.min(rest.len()) } else { 1 };
+            // Plans that are kept are made for few numbers of images.
+            let n = if self.device.keeps_plans() { 1 << most.ilog2() } else { most };
+            match self.run_images(&rest[..n], keep_probabilities, &mut once) {
+                Err(Error::OutOfMemory { .. }) if n > 1 => {
+                    self.max_images = n / 2;
+                    self.session = None;
+                    self.device.release()?;
                 }
-                let seen = prefix.len() + image_ids.len();
-                self.answer(batch, seen, picture, keep_probabilities, &mut answers)?;
+                other => {
+                    other?;
+                    rest = &rest[n..];
+                }
             }
         }
-        let missing = || Err(Error::shape("expressions", "an answer each", "none"));
-        let answers = answers.into_iter().map(|a| a.unwrap_or_else(missing)).collect();
-        Ok(Segmentation { answers, timings: self.timings })
+        Ok(())
+    }
+
+    /// Answers in the order of the requests; the next pictures are prepared on another thread while the device works, and what is
+    /// ready runs together. Any number of requests needs the memory of few.
+    ///
+    /// ```
+    /// use mllmseg::engine::Request;
+    /// use mllmseg::{Engine, Options, image};
+    ///
+    /// let mut engine = Engine::open("assets/demo/model", Options::default())?;
+    /// let names = (0..24).map(|i| format!("assets/demo/images/{i:03}.png")).filter(|n| std::path::Path::new(n).exists());
+    /// let read = |name: String| image::read(name.as_ref(), &image::Limits::default(), false).ok();
+    /// let requests = names.filter_map(read).map(|picture| Request::new(picture, ["the largest square"]));
+    /// for found in engine.stream(requests) {
+    ///     let answer = found?.answers.remove(0)?;
+    ///     assert!((0.0..=1.0).contains(&answer.score));
+    /// }
+    /// # Ok::<(), mllmseg::Error>(())
+    /// ```
+    pub fn stream<I>(&mut self, requests: I) -> Stream<'_>
+    where
+        I: IntoIterator<Item = Request>,
+        I::IntoIter: Send + 'static,
+    {
+        Stream::new(self, requests)
+    }
+
+    /// Bytes of the weights that the device computes with.
+    pub fn weights_bytes(&self) -> u64 {
+        let weights = self.device.weights();
+        let derived = weights.all_derived().iter().map(|(dtype, values)| values.len() * dtype.bytes(4));
+        let bf16 = weights.weight_ids().into_iter().map(|id| 2 * weights.weight(id).len());
+        bf16.chain(derived).sum::<usize>() as u64
+    }
+
+    /// Bytes that a run of `images` pictures, `rows` rows of text, `masks` masks and `pixels` pixels of masks needs on the device, by what
+    /// they are for, besides the weights; nothing is allocated.
+    ///
+    /// # Errors
+    /// Those of the prompts and of the graphs.
+    pub fn memory_plan(&self, [images, rows, masks, pixels]: [usize; 4]) -> Result<Vec<(&'static str, u64)>> {
+        let (prefix, image_rows) = {
+            let prompts = self.prompts()?;
+            (prompts.prefix().len(), prompts.image().len())
+        };
+        let (m, savings, act) = (&self.model, self.options.savings, self.device.act_bytes());
+        let cap = images * (prefix + image_rows) + rows;
+        let mut states = States::default();
+        let kv = states.kv_cache(&m.config, cap);
+        let (image, io) = mllmseg::image(m, &mut states, &kv, images, image_rows, savings)?;
+        let (text, text_io) = mllmseg::text(m, &mut states, &kv, [rows, masks, masks], savings)?;
+        let (mask, _) = mllmseg::masks(m, &mut states, &io.sa, &text_io.t_q, masks, pixels, savings)?;
+        let bytes = |t: &Tensor| (t.len() * t.dtype.bytes(act)) as u64;
+        let arena = [image, text, mask].into_iter().map(|g| Plan::new(g, act).map(|p| p.arena_bytes));
+        let arena = arena.collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or(0);
+        let kv_bytes = bytes(&kv.k) + bytes(&kv.v);
+        Ok(vec![
+            ("K/V cache", kv_bytes),
+            ("inputs and results", states.tensors.iter().map(bytes).sum::<u64>() - kv_bytes),
+            ("activations", arena as u64),
+        ])
+    }
+
+    /// Runs some pictures, at most `max_images`, and all that is asked of them.
+    fn run_images(
+        &mut self,
+        pictures: &[(usize, &Prepared)],
+        keep_probabilities: bool,
+        each: Each,
+    ) -> Result<()> {
+        let (prefix, image_ids) = {
+            let prompts = self.prompts()?;
+            (prompts.prefix(), prompts.image())
+        };
+        let all = pictures.iter().enumerate().flat_map(|(image, (picture, p))| {
+            p.asked.iter().map(move |asked| Asking { picture: *picture, image, size: p.size, asked })
+        });
+        let batches = self.batches(all);
+        let rows = |batch: &Vec<Asking>| batch.iter().map(|a| a.asked.sequence.ids.len()).sum::<usize>();
+        let longest = batches.iter().map(rows).fold(MAX_ROWS, usize::max);
+        let longest = bucket(self.device.as_ref(), longest, TEXT_STEP);
+        let images: Vec<&Rgb> = pictures.iter().filter_map(|(_, p)| p.picture.as_ref()).collect();
+        for (i, batch) in batches.iter().enumerate() {
+            // With `image_once` the first batch fills what the others read.
+            if i == 0 || !self.options.savings.image_once {
+                self.prepare(&prefix, image_ids.len(), images.len(), longest)?;
+                self.see(&prefix, &image_ids, &images)?;
+            }
+            self.answer(batch, images.len(), keep_probabilities, each)?;
+        }
+        Ok(())
     }
 
     /// Sequences packed into runs.
-    fn batches(&self, asked: Vec<Asked>) -> Vec<Vec<Asked>> {
-        let mut batches: Vec<Vec<Asked>> = Vec::new();
+    fn batches<'a>(&self, asked: impl Iterator<Item = Asking<'a>>) -> Vec<Vec<Asking<'a>>> {
+        let mut batches: Vec<Vec<Asking>> = Vec::new();
         let mut rows = 0;
         let packed = self.options.savings.packed && self.options.savings.image_once;
         for a in asked {
-            rows += a.sequence.ids.len();
+            let len = a.asked.sequence.ids.len();
+            rows += len;
             match batches.last_mut() {
                 Some(batch) if packed && rows <= MAX_ROWS => batch.push(a),
                 _ => {
-                    rows = a.sequence.ids.len();
+                    rows = len;
                     batches.push(vec![a]);
                 }
             }
@@ -304,84 +558,124 @@ impl Engine {
     }
 
     /// Makes the session's buffers where they are missing or too small, and runs the system prompt.
-    fn prepare(&mut self, prefix: &[u32], image_rows: usize, text_rows: usize) -> Result<()> {
-        let cap = (prefix.len() + image_rows + text_rows).next_multiple_of(KV_STEP);
-        if self.session.as_ref().is_some_and(|s| s.kv.k.shape[2] >= cap) {
+    fn prepare(&mut self, prefix: &[u32], image_rows: usize, images: usize, text_rows: usize) -> Result<()> {
+        let (m, savings, act) = (&self.model, self.options.savings, self.device.act_bytes());
+        let per_image = prefix.len() + image_rows;
+        let fits =
+            |s: &Session| s.max_images >= images && s.kv.k.shape[2] >= s.max_images * per_image + text_rows;
+        if self.session.as_ref().is_some_and(fits) {
             return Ok(());
         }
-        let (m, savings, act) = (&self.model, self.options.savings, self.device.act_bytes());
+        let max_images = self.session.as_ref().map_or(images, |s| s.max_images.max(images));
+        let cap = (max_images * per_image + text_rows).next_multiple_of(KV_STEP);
         let mut states = States::default();
         let kv = states.kv_cache(&m.config, cap);
         let (graph, rows) = mllmseg::system(m, &mut states, &kv, prefix.len())?;
         let system = (Plan::new(graph, act)?, rows);
-        let shared = if savings.system_once { prefix.len() } else { 0 };
-        let (graph, io) =
-            mllmseg::image(m, &mut states, &kv, 1, prefix.len() - shared + image_rows, savings)?;
-        let image = (Plan::new(graph, act)?, io);
         states.tensors.iter().try_for_each(|t| self.device.allocate(t))?;
         let session = Session {
             kept: states.tensors.len(),
             states,
             kv,
             system,
-            image,
-            shared,
+            shared: if savings.system_once { prefix.len() } else { 0 },
+            per_image,
+            max_images,
+            pictures: HashMap::new(),
+            images: HashMap::new(),
             texts: HashMap::new(),
             masks: HashMap::new(),
         };
         if savings.system_once {
-            let segment = Segment { rows: (0, prefix.len()), seen: [(0, 0); 2], kv: 0 };
             let ids: Vec<i32> = prefix.iter().map(|&id| id as i32).collect();
-            write_rows(self.device.as_mut(), &session.system.1, &ids, &[segment])?;
-            run(self.device.as_mut(), "system", &session.system.0, &mut self.timings, &mut self.observer)?;
+            for image in 0..max_images {
+                let segment = Segment { rows: (0, prefix.len()), seen: [(0, 0); 2], kv: image * per_image };
+                write_rows(self.device.as_mut(), &session.system.1, &ids, &[segment])?;
+                run(
+                    self.device.as_mut(),
+                    "system",
+                    &session.system.0,
+                    &mut self.timings,
+                    &mut self.observer,
+                )?;
+            }
         }
         self.session = Some(session);
         Ok(())
     }
 
-    /// Runs the image: its K/V and the decoder's part stay for the expressions.
-    fn see(&mut self, prefix: &[u32], image_ids: &[u32], pixels: &[f32]) -> Result<()> {
-        let session = self.session.as_ref().expect("prepared");
-        let (plan, io) = &session.image;
-        let before = prefix.len() - session.shared; // rows of the system prompt that are computed here
+    /// Runs the images: their K/V and the decoder's part stay for the expressions.
+    fn see(&mut self, prefix: &[u32], image_ids: &[u32], images: &[&Rgb]) -> Result<()> {
+        let session = self.session.as_mut().expect("prepared");
+        let (savings, act, b) = (self.options.savings, self.device.act_bytes(), images.len());
+        let (shared, per_image) = (session.shared, session.per_image);
+        let rows = per_image - shared; // that are computed for each image
+        let (states, first_own, kv, model) = (&mut session.states, session.kept, &session.kv, &self.model);
+        let image = kept(&mut session.images, [b], || {
+            states.tensors.truncate(first_own);
+            let (graph, io) = mllmseg::image(model, states, kv, b, rows, savings)?;
+            Ok(Kept { plan: Plan::new(graph, act)?, io, tensors: states.tensors[first_own..].to_vec() })
+        })?;
+        image.tensors.iter().try_for_each(|t| self.device.allocate(t))?;
+        let io = &image.io;
+        let before = rows - image_ids.len(); // those of the system prompt
         let context = self.tokenizer.special().img_context;
         let mut patch = 0;
-        let token = |&id: &u32| {
-            if id == context {
-                patch += 1;
-                -patch
-            } else {
-                id as i32
-            }
+        let mut ids = Vec::with_capacity(b * rows);
+        for _ in images {
+            ids.extend(prefix[shared..].iter().chain(image_ids).map(|&id| {
+                if id == context {
+                    patch += 1;
+                    -patch
+                } else {
+                    id as i32
+                }
+            }));
+        }
+        let segment = |i: usize| Segment {
+            rows: (i * rows, rows),
+            seen: [(i * per_image, shared), (0, 0)],
+            kv: i * per_image + shared,
         };
-        let ids: Vec<i32> = prefix[session.shared..].iter().chain(image_ids).map(token).collect();
-        let segment = Segment {
-            rows: (0, before + image_ids.len()),
-            seen: [(0, session.shared), (0, 0)],
-            kv: session.shared,
+        let data = PictureData::new(images.iter().copied(), model.config.force_image_size);
+        let PictureRoom { bytes, tables, lines } = data.room();
+        let few = |n: usize, step| bucket(self.device.as_ref(), n, step);
+        let room = PictureRoom {
+            bytes: few(bytes, 1 << 20),
+            tables: few(tables, 1 << 12),
+            lines: few(lines, 1 << 8),
         };
-        self.device.write_f32(&io.pixel_values, pixels)?;
-        write_rows(self.device.as_mut(), &io.rows, &ids, &[segment])?;
+        let first_own = first_own + image.tensors.len();
+        let pictures = kept(&mut session.pictures, [b, room.bytes, room.tables, room.lines], || {
+            states.tensors.truncate(session.kept);
+            states.tensors.extend_from_slice(&image.tensors);
+            let (graph, io) = mllmseg::pictures(model, states, &io.patches, b, room)?;
+            Ok(Kept { plan: Plan::new(graph, act)?, io, tensors: states.tensors[first_own..].to_vec() })
+        })?;
+        pictures.tensors.iter().try_for_each(|t| self.device.allocate(t))?;
+        data.write(self.device.as_mut(), &pictures.io)?;
+        run(self.device.as_mut(), "image", &pictures.plan, &mut self.timings, &mut self.observer)?;
+        write_rows(self.device.as_mut(), &io.rows, &ids, &(0..b).map(segment).collect::<Vec<_>>())?;
         // hidden states of <img> and of all context tokens but the last predict the context tokens
-        let read: Vec<i32> = (0..io.read.len()).map(|i| (before + i) as i32).collect();
-        self.device.write_i32(&io.read, &read)?;
-        run(self.device.as_mut(), "image", plan, &mut self.timings, &mut self.observer)
+        let tokens = io.read.len() / b;
+        let read = |i: usize| (i / tokens * rows + before + i % tokens) as i32;
+        self.device.write_i32(&io.read, &(0..io.read.len()).map(read).collect::<Vec<_>>())?;
+        run(self.device.as_mut(), "image", &image.plan, &mut self.timings, &mut self.observer)
     }
 
-    /// Runs a batch of sequences behind the `seen` K/V rows of their image, and their masks; in halves where memory is short.
+    /// Runs a batch of sequences about the `images` that were just seen, and their masks; in halves where memory is short.
     fn answer(
         &mut self,
-        batch: &[Asked],
-        seen: usize,
-        picture: &Rgb,
+        batch: &[Asking],
+        images: usize,
         keep_probabilities: bool,
-        answers: &mut [Option<Result<Answer>>],
+        each: Each,
     ) -> Result<()> {
-        match self.answer_together(batch, seen, picture, keep_probabilities, answers) {
+        match self.answer_together(batch, images, keep_probabilities, each) {
             Err(Error::OutOfMemory { .. }) if batch.len() > 1 => {
                 let (a, b) = batch.split_at(batch.len() / 2);
-                self.answer(a, seen, picture, keep_probabilities, answers)?;
-                self.answer(b, seen, picture, keep_probabilities, answers)
+                self.answer(a, images, keep_probabilities, each)?;
+                self.answer(b, images, keep_probabilities, each)
             }
             other => other,
         }
@@ -389,142 +683,116 @@ impl Engine {
 
     fn answer_together(
         &mut self,
-        batch: &[Asked],
-        seen: usize,
-        picture: &Rgb,
+        batch: &[Asking],
+        images: usize,
         keep_probabilities: bool,
-        answers: &mut [Option<Result<Answer>>],
+        each: Each,
     ) -> Result<()> {
         let session = self.session.as_mut().expect("prepared");
+        let (per_image, text_kv) = (session.per_image, session.max_images * session.per_image);
         let (mut segments, mut slots, mut t) = (Vec::new(), Vec::new(), 0);
         for a in batch {
-            let len = a.sequence.ids.len();
-            segments.push(Segment { rows: (t, len), seen: [(0, seen), (0, 0)], kv: seen + t });
+            let Asked { sequence, expressions } = a.asked;
+            let len = sequence.ids.len();
+            let seen = [(a.image * per_image, per_image), (0, 0)];
+            segments.push(Segment { rows: (t, len), seen, kv: text_kv + t });
             // The state before a slot predicts it.
-            slots.extend(a.expressions.iter().zip(&a.sequence.slots).map(|(&e, &p)| (e, t + p - 1)));
+            let slot = |(&expression, &p): (&usize, &usize)| Slot { of: *a, expression, row: t + p - 1 };
+            slots.extend(expressions.iter().zip(&sequence.slots).map(slot));
             t += len;
         }
         let (savings, act) = (self.options.savings, self.device.act_bytes());
         let rows = bucket(self.device.as_ref(), t, TEXT_STEP);
         // Rows that only fill the bucket are a sequence of their own, which nobody reads.
-        let padding = (rows > t).then_some(Segment { rows: (t, rows - t), seen: [(0, 0); 2], kv: seen + t });
+        let padding =
+            (rows > t).then_some(Segment { rows: (t, rows - t), seen: [(0, 0); 2], kv: text_kv + t });
         segments.extend(padding);
         let few = |n: usize| if self.device.keeps_plans() { n.next_power_of_two() } else { n };
         let shape = [rows, few(segments.len()), few(slots.len())];
-        let (states, first_own) = (&mut session.states, session.kept);
-        let (kv, model) = (&session.kv, &self.model);
+        let image = &session.images[&[images]];
+        let first_text = session.kept + image.tensors.len();
+        let (states, kv, model) = (&mut session.states, &session.kv, &self.model);
         let text = kept(&mut session.texts, shape, || {
-            states.tensors.truncate(first_own);
+            states.tensors.truncate(session.kept);
+            states.tensors.extend_from_slice(&image.tensors);
             let (graph, io) = mllmseg::text(model, states, kv, shape, savings)?;
-            Ok(Kept { plan: Plan::new(graph, act)?, io, tensors: states.tensors[first_own..].to_vec() })
+            Ok(Kept { plan: Plan::new(graph, act)?, io, tensors: states.tensors[first_text..].to_vec() })
         })?;
         text.tensors.iter().try_for_each(|t| self.device.allocate(t))?;
         let mut ids: Vec<i32> =
-            batch.iter().flat_map(|a| a.sequence.ids.iter().map(|&id| id as i32)).collect();
+            batch.iter().flat_map(|a| a.asked.sequence.ids.iter().map(|&id| id as i32)).collect();
         ids.resize(rows, 0);
         segments.resize(shape[1], Segment { rows: (rows, 0), seen: [(0, 0); 2], kv: 0 });
         write_rows(self.device.as_mut(), &text.io.rows, &ids, &segments)?;
-        let mut read: Vec<i32> = slots.iter().map(|s| s.1 as i32).collect();
+        let mut read: Vec<i32> = slots.iter().map(|s| s.row as i32).collect();
         read.resize(shape[2], 0);
         self.device.write_i32(&text.io.read, &read)?;
         run(self.device.as_mut(), "text", &text.plan, &mut self.timings, &mut self.observer)?;
         let tokens = self.device.read_i32(&text.io.token)?;
 
-        let (w, h) = (picture.width, picture.height);
-        let mut at_once = if savings.packed { (MAX_MASK_PIXELS / (w * h)).clamp(1, MAX_SLOTS) } else { 1 };
+        let mut at_once = if savings.packed { MAX_SLOTS } else { 1 };
         let rejected = self.tokenizer.special().rej;
-        let first_own = first_own + text.tensors.len();
-        let (sa, t_q) = (&session.image.1.sa, &text.io.t_q);
+        let first_masks = first_text + text.tensors.len();
+        let (sa, t_q) = (&image.io.sa, &text.io.t_q);
         let mut first = 0;
         while first < slots.len() {
-            let q = at_once.min(slots.len() - first);
-            let pixels = bucket(self.device.as_ref(), q * w * h, MASK_STEP);
-            let masks = kept(&mut session.masks, [q, pixels, shape[2]], || {
+            let mut places = Vec::new(); // (Q, DESCRIPTOR)
+            let mut used = 0;
+            for slot in slots[first..].iter().take(at_once) {
+                if used > 0 && used + slot.pixels() > MAX_MASK_PIXELS {
+                    break;
+                }
+                places.extend([used, slot.of.size[1], slot.of.size[0]].map(|v| v as i32));
+                used += slot.pixels();
+            }
+            let q = places.len() / DESCRIPTOR;
+            let pixels = bucket(self.device.as_ref(), used, MASK_STEP);
+            let masks = kept(&mut session.masks, [q, pixels, shape[2], images], || {
                 states.tensors.truncate(session.kept);
+                states.tensors.extend_from_slice(&image.tensors);
                 states.tensors.extend_from_slice(&text.tensors);
                 let (graph, io) = mllmseg::masks(model, states, sa, t_q, q, pixels, savings)?;
-                Ok(Kept { plan: Plan::new(graph, act)?, io, tensors: states.tensors[first_own..].to_vec() })
+                Ok(Kept { plan: Plan::new(graph, act)?, io, tensors: states.tensors[first_masks..].to_vec() })
             })?;
-            let io = &masks.io;
+            let (io, these) = (&masks.io, &slots[first..first + q]);
             let prepared = masks.tensors.iter().try_for_each(|t| self.device.allocate(t)).and_then(|()| {
                 self.device.write_i32(&io.slots, &(first as i32..(first + q) as i32).collect::<Vec<_>>())?;
-                self.device.write_i32(&io.image_of, &vec![0i32; q])?;
-                let places: Vec<i32> = (0..q).flat_map(|i| [i * w * h, h, w].map(|v| v as i32)).collect();
+                self.device
+                    .write_i32(&io.image_of, &these.iter().map(|s| s.of.image as i32).collect::<Vec<_>>())?;
                 self.device.write_i32(&io.masks, &places)?;
                 run(self.device.as_mut(), "masks", &masks.plan, &mut self.timings, &mut self.observer)
             });
             match prepared {
-                Err(Error::OutOfMemory { .. }) if at_once > 1 => {
-                    at_once /= 2;
+                Err(Error::OutOfMemory { .. }) if q > 1 => {
+                    at_once = q / 2;
                     continue;
                 }
                 other => other?,
             }
             let scores = self.device.f32(&io.score)?;
-            let pixels = self.device.read_u8(&io.mask.rows(0..q * w * h))?;
-            for (i, pixels) in pixels.chunks_exact(w * h).enumerate() {
-                let (expression, token) = (slots[first + i].0, tokens[first + i]);
+            let pixels = self.device.read_u8(&io.mask.rows(0..used))?;
+            for (i, slot) in these.iter().enumerate() {
+                let at = places[i * DESCRIPTOR] as usize;
                 let probability = self.device.f32(&io.probability.index(i))?;
                 let state = self.device.f32(&t_q.index(first + i))?;
-                answers[expression] = Some(if state.iter().chain(&probability).any(|v| v.is_nan()) {
+                let answer = if state.iter().chain(&probability).any(|v| v.is_nan()) {
                     let expected = "weights that give probabilities (`mllmseg inspect --values` finds those that are not finite)";
                     Err(Error::file(&self.checkpoint.dir, expected, "NaN"))
                 } else {
-                    Mask::new(w, h, pixels.to_vec()).map(|mask| Answer {
+                    let [w, h] = slot.of.size;
+                    Mask::new(w, h, pixels[at..at + w * h].to_vec()).map(|mask| Answer {
                         mask,
                         score: scores[i],
-                        no_target: rejected.is_some_and(|rej| rej as i32 == token),
+                        no_target: rejected.is_some_and(|rej| rej as i32 == tokens[first + i]),
                         probability: keep_probabilities.then_some(probability),
                     })
-                });
+                };
+                each(slot.of.picture, slot.expression, answer);
             }
             first += q;
         }
         Ok(())
     }
-}
-
-/// A sequence and the expressions that its slots answer.
-struct Asked {
-    sequence: Sequence,
-    expressions: Vec<usize>,
-}
-
-/// The sequences of one picture; an expression that cannot be used gets its error as its answer.
-fn ask(
-    prompts: &Prompts,
-    expressions: &[&str],
-    prompting: Prompting,
-    answers: &mut [Option<Result<Answer>>],
-) -> Vec<Asked> {
-    let mut asked = Vec::new();
-    for (i, e) in expressions.iter().enumerate() {
-        let sequence = match prompting {
-            Prompting::Single | Prompting::Joint => prompts.single(e),
-            Prompting::Phrase => prompts.phrase(e),
-            Prompting::Reasoning => prompts.reasoning(e),
-        };
-        match sequence {
-            Ok(sequence) => asked.push(Asked { sequence, expressions: vec![i] }),
-            Err(e) => answers[i] = Some(Err(e)),
-        }
-    }
-    if prompting == Prompting::Joint && asked.len() > 1 {
-        let usable: Vec<usize> = asked.iter().flat_map(|a| a.expressions.iter().copied()).collect();
-        match prompts.joint(&usable.iter().map(|&i| expressions[i]).collect::<Vec<_>>()) {
-            Ok(sequence) => return vec![Asked { sequence, expressions: usable }],
-            Err(e) => {
-                let text = e.to_string();
-                for i in usable {
-                    let expected = "expressions that fit one sequence (or single prompting)".into();
-                    answers[i] =
-                        Some(Err(Error::Text { what: "joint prompt".into(), expected, found: text.clone() }));
-                }
-                return Vec::new();
-            }
-        }
-    }
-    asked
 }
 
 /// Runs a plan; adds its nodes' times to their stages.

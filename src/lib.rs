@@ -2,6 +2,7 @@
 //!
 //! `DESIGN` in one line: `models` append `ops` to a `graph`, a `plan` lays it out, a `device` runs it.
 
+pub mod batch;
 pub mod chat;
 pub mod checkpoint;
 pub mod device;

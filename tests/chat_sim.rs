@@ -4,14 +4,14 @@ mod common;
 
 use common::demo::{model, picture, scenes};
 use common::golden::{Golden, tiny};
-use common::gpu::{driver, expect_clean};
+use common::gpu::{device, driver, expect_clean, report};
 use mllmseg::chat::{Chat, Event, Generation, Generator, Item, Options, Picture, Reply, Sampling};
 use mllmseg::device::{Choice, cuda};
 use mllmseg::dump::Tokens;
 use mllmseg::image::Rgb;
 
 fn options() -> Options {
-    Options { device: Choice::Sim, cache_tokens: 1024, ..Options::default() }
+    Options { device: device(), cache_tokens: 1024, ..Options::default() }
 }
 
 fn generation(n: usize) -> Generation {
@@ -62,7 +62,7 @@ fn the_published_greedy_tokens() {
             assert_eq!(differ, 0, "logits of token {i}");
         }
     }
-    expect_clean(&cuda::simulator_report().unwrap());
+    expect_clean(&report());
 }
 
 /// Short answers of the demo, and one drawn with a seed: what the CPU answers.
@@ -70,8 +70,8 @@ fn the_published_greedy_tokens() {
 fn the_demo_answers() {
     let _driver = driver();
     cuda::reset_simulator();
-    let mut chats = [Choice::Sim, Choice::Cpu]
-        .map(|device| Chat::open(&model(), Options { device, ..options() }).unwrap());
+    let mut chats =
+        [device(), Choice::Cpu].map(|device| Chat::open(&model(), Options { device, ..options() }).unwrap());
     let scene = &scenes()[0];
     let replies = chats.each_mut().map(|chat| {
         let seen = chat.picture(&picture(&scene.image), 1).unwrap();
@@ -85,5 +85,5 @@ fn the_demo_answers() {
         chat.answer(items.into()).into_iter().map(|r| r.unwrap().tokens).collect::<Vec<_>>()
     });
     assert_eq!(replies[0], replies[1]);
-    expect_clean(&cuda::simulator_report().unwrap());
+    expect_clean(&report());
 }

@@ -720,9 +720,10 @@ fn the_graphs_costs_are_the_formulas() {
         };
         nodes.iter().filter(of).map(|n| n["flops"].as_u64().unwrap()).sum()
     };
-    // InternViT: patches, then per layer qkv, proj, fc1, fc2 over the patches and the class token.
+    // InternViT: patches (3*14*14 values and four zeros, so that rows are whole 16-byte vectors), then per layer qkv, proj, fc1, fc2 over
+    // the patches and the class token.
     let (p, c, f, layers) = (256u64, 128u64, 512u64, 4u64);
-    let vit = 2 * p * c * 588 + layers * 2 * (p + 1) * (3 * c * c + c * c + 2 * c * f);
+    let vit = 2 * p * c * (588 + 4) + layers * 2 * (p + 1) * (3 * c * c + c * c + 2 * c * f);
     assert_eq!(flops("image", "vit."), vit);
     // InternLM2.5: per layer wqkv, wo, w1, w3, w2; 64 image tokens between <img> and </img>.
     let (h, nh, nkv, f, vocab) = (256u64, 2u64, 1u64, 512u64, 768u64);

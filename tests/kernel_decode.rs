@@ -167,6 +167,9 @@ fn a_row_has_the_same_bits_however_it_comes() {
 /// Keys and values once, in 16-byte accesses; parts add a sixty-fourth of the group's size twice. No bank conflicts.
 #[test]
 fn keys_and_values_are_read_once() {
+    if !common::gpu::counted() {
+        return;
+    }
     for (nh, nkv, rows) in
         [(32, 8, chunk(0, 1023..1024)), (16, 8, chunk(0, 1022..1024)), (16, 8, chunk(0, 899..900))]
     {
@@ -188,6 +191,19 @@ fn keys_and_values_are_read_once() {
         for part in ["shared_load", "shared_store"] {
             assert_eq!(sum(first, part, "wavefronts"), sum(first, part, "ideal"), "{part}");
         }
+    }
+}
+
+#[test]
+fn a_prompt_has_no_bank_conflicts() {
+    if !common::gpu::counted() {
+        return;
+    }
+    let pages = Pages::new(1, &[330], 6);
+    let ran = attend(Paged, 2, &pages, &chunk(0, 250..330));
+    let c = &ran.report["kernels"]["attention_paged_bf16_hd128"]["counters"];
+    for part in ["shared_load", "shared_store"] {
+        assert_eq!(c[part]["wavefronts"], c[part]["ideal"], "{part}");
     }
 }
 
@@ -335,6 +351,9 @@ fn small_products_have_the_bits_of_large_ones() {
 /// Weights once, in 16-byte accesses, all of each sector; x once a block; no bank conflicts; columns of blocks that the GPU's size chooses.
 #[test]
 fn weights_are_read_once() {
+    if !common::gpu::counted() {
+        return;
+    }
     for (m, n, k, then, norm) in [
         (1, 6144, 2048, Store, true),
         (1, 4096, 512, Residual, false),
@@ -453,6 +472,15 @@ fn the_same_tokens_of_a_whole_vocabulary() {
     let ran = draw(&logits, v, &how, &vec![0x1010_1010; how.len() * v.div_ceil(32)]);
     ran.outputs.iter().for_each(Output::expect_equal);
     assert_eq!(ran.outputs[0].gpu[3], 77.0);
+
+    let greedy = draw(&logits[..v], v, &[GREEDY], &vec![0; v.div_ceil(32)]);
+    if common::gpu::counted() {
+        let loads = &greedy.report["kernels"]["sample_f32"]["counters"]["global_load"]["sectors"];
+        assert!(
+            32.0 * loads.as_f64().unwrap() <= 1.05 * 4.0 * v as f64,
+            "{loads} sectors of logits, read once"
+        );
+    }
 
     let hot = How { temperature: 1.0, ..GREEDY };
     let (nan, inf) = (f32::NAN, f32::INFINITY);

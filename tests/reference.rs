@@ -46,9 +46,15 @@ impl Exact {
 /// Every value within `16 * 2^-24` of the size of its terms.
 #[track_caller]
 fn close(what: &str, found: &[f32], exact: &[Exact]) {
+    within(16.0 * EPS, what, found, exact);
+}
+
+/// Every value within `bound` of the size of its terms.
+#[track_caller]
+fn within(bound: f64, what: &str, found: &[f32], exact: &[Exact]) {
     assert_eq!(found.len(), exact.len(), "{what}");
     for (i, (f, e)) in found.iter().zip(exact).enumerate() {
-        let bound = 16.0 * EPS * e.size + 1e-30;
+        let bound = bound * e.size + 1e-30;
         let off = (f64::from(*f) - e.value).abs();
         assert!(
             off <= bound,
@@ -169,6 +175,15 @@ fn attend(scores: &[f64], values: impl Fn(usize, usize) -> f32, hd: usize) -> Ve
         .collect()
 }
 
+/// Numbers that bf16 represents: products of two are exact in f32, whichever way they are computed.
+fn random_bf16(seed: u64, n: usize) -> Vec<f32> {
+    random(seed, n).into_iter().map(|v| bf16::from_f32(v).to_f32()).collect()
+}
+
+/// What attention of [`random_bf16`] may be off by. In bf16 only the weights are rounded, by 2^-9 each; `attend` counts each term four times.
+const ATTENTION: [(Precision, f64); 2] =
+    [(Precision::F32, 16.0 * EPS), (Precision::Bf16, 1.0 / (1u32 << 11) as f64)];
+
 /// Window offsets, several items, key counts that differ from the queries', tails of the query block.
 #[test]
 fn attention_is_softmax_of_products() {
@@ -177,14 +192,12 @@ fn attention_is_softmax_of_products() {
     {
         let c = heads * hd;
         let stride = 3 * c + 5;
-        let (qkv, kv) = (random(1, batch * tq * stride), random(2, batch * tk * stride));
+        let (qkv, kv) = (random_bf16(1, batch * tq * stride), random_bf16(2, batch * tk * stride));
         let q = View { data: &qkv, stride, col: 3, width: c };
         let k = View { data: &kv, stride, col: 0, width: c };
         let v = View { data: &kv, stride, col: 2 * c + 1, width: c };
-        let mut y = vec![f32::NAN; batch * tq * c];
-        r::attention(&mut y, q, k, v, batch, heads);
         let at = |w: &View, row: usize, col: usize| w.data[row * w.stride + w.col + col];
-        let mut exact = vec![Exact::default(); y.len()];
+        let mut exact = vec![Exact::default(); batch * tq * c];
         for (item, head, i) in triples(batch, heads, tq) {
             let scores: Vec<f64> = (0..tk)
                 .map(|j| {
@@ -197,7 +210,11 @@ fn attention_is_softmax_of_products() {
             let row = attend(&scores, |j, d| at(&v, item * tk + j, head * hd + d), hd);
             exact[(item * tq + i) * c + head * hd..][..hd].copy_from_slice(&row);
         }
-        close(&format!("attention {batch} {heads} {hd} {tq} {tk}"), &y, &exact);
+        for (precision, bound) in ATTENTION {
+            let mut y = vec![f32::NAN; batch * tq * c];
+            r::attention(&mut y, q, k, v, batch, heads, precision);
+            within(bound, &format!("attention {precision:?} {batch} {heads} {hd} {tq} {tk}"), &y, &exact);
+        }
     }
 }
 
@@ -219,12 +236,13 @@ fn attention_ranges_sees_its_ranges_and_its_past() {
             [261, 3, 690, 10, 0, 60, 600],
         ];
         let t = 265;
-        let (q, k, v) =
-            (random(1, t * heads * hd), random(2, kv_heads * cap * hd), random(3, kv_heads * cap * hd));
+        let (q, k, v) = (
+            random_bf16(1, t * heads * hd),
+            random_bf16(2, kv_heads * cap * hd),
+            random_bf16(3, kv_heads * cap * hd),
+        );
         let fields: Vec<i32> = segments.iter().flatten().map(|v| *v as i32).collect();
-        let mut y = vec![9.0; t * heads * hd];
-        r::attention_ranges(&mut y, &q, &k, &v, &fields, Heads { heads, kv_heads, cap, head_dim: hd });
-        let mut exact: Vec<Exact> = y.iter().map(|_| Exact { value: 9.0, size: 0.0 }).collect();
+        let mut exact = vec![Exact { value: 9.0, size: 0.0 }; q.len()];
         for s in segments {
             for (i, head) in (0..s[1]).flat_map(|i| (0..heads).map(move |h| (i, h))) {
                 let rows: Vec<usize> =
@@ -243,7 +261,44 @@ fn attention_ranges_sees_its_ranges_and_its_past() {
                 exact[((s[0] + i) * heads + head) * hd..][..hd].copy_from_slice(&row);
             }
         }
-        close(&format!("attention_ranges {heads}/{kv_heads} x {hd}"), &y, &exact);
+        for (precision, bound) in ATTENTION {
+            let mut y = vec![9.0; q.len()];
+            let d = Heads { heads, kv_heads, cap, head_dim: hd };
+            r::attention_ranges(&mut y, &q, &k, &v, &fields, d, precision);
+            within(bound, &format!("attention_ranges {precision:?} {heads}/{kv_heads} x {hd}"), &y, &exact);
+        }
+    }
+}
+
+/// A query's result has the same bits alone, among others, and with the keys before it in a range of their own.
+#[test]
+fn attention_of_a_query_does_not_depend_on_the_others() {
+    let (t, heads, hd) = (230, 2, 32);
+    let [q, k, v] = [1, 2, 3].map(|seed| random(seed, t * heads * hd));
+    let d = Heads { heads, kv_heads: heads, cap: t, head_dim: hd };
+    for precision in [Precision::F32, Precision::Bf16] {
+        let run = |segments: &[i32]| {
+            let mut y = vec![0.0; q.len()];
+            r::attention_ranges(&mut y, &q, &k, &v, segments, d, precision);
+            y
+        };
+        let whole = run(&[0, t as i32, 0, 0, 0, 0, 0]);
+        for split in [1, 15, 16, 17, 96, 97, 229] {
+            let (first, rest) = (split, t as i32 - split);
+            let y = run(&[0, first, 0, 0, 0, 0, 0, first, rest, 0, first, 0, 0, first]);
+            assert_eq!(y, whole, "{precision:?}, {split} and {rest}");
+        }
+        let c = heads * hd;
+        let view = |data, width| View { data, stride: c, col: 0, width };
+        let alone = |n: usize| {
+            let mut y = vec![0.0; n * c];
+            r::attention(&mut y, view(&q[..n * c], c), view(&k, c), view(&v, c), 1, heads, precision);
+            y
+        };
+        let all = alone(t);
+        [1, 16, 17, 33, 97]
+            .into_iter()
+            .for_each(|n| assert_eq!(alone(n), all[..n * c], "{precision:?}, {n}"));
     }
 }
 

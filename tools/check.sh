@@ -2,7 +2,7 @@
 # All checks, on a machine with only Rust, gcc and Python 3.11 with pip; what CI runs.
 #
 #   tools/check.sh          format, lints, all tests
-#   tools/check.sh --slow   and the tests marked #[ignore], and the numpy forward against the golden data
+#   tools/check.sh --slow   and the tests marked #[ignore], the numpy forward on the golden data, the converter on PyTorch's files
 #
 # Stops at the first stage that fails, with its exit code. Whole outputs lie in target/check/STAGE.log. Nothing is installed
 # globally: the CUDA compiler goes to .cuda/ (tools/cuda/fetch), Python packages to .cuda/python and target/check/python.
@@ -48,17 +48,27 @@ python_env() {
     $env/bin/pip install -q --disable-pip-version-check -r tools/golden/requirements.txt
 }
 
+# One with PyTorch (some gigabytes), whose files the converter must read.
+torch_env() {
+    local env=target/check/torch
+    [ -x $env/bin/python ] || python3 -m venv $env
+    $env/bin/pip install -q --disable-pip-version-check torch==2.5.1 numpy==2.4.6
+}
+
 results='^test result|^     Running|^   Doc-tests|FAILED|panicked|^error'
 stage compiler . tools/cuda/fetch
 stage format . cargo fmt --all --check
 stage lints '^(warning|error)|^ +-->|Finished' \
     cargo clippy --locked --release --workspace --all-targets -- -D warnings
 stage tests "$results" cargo test --locked --release --workspace --no-fail-fast
+stage converter . python3 tools/convert/test_to_safetensors.py
 stage driver '^(warning|error)|Finished' cargo build --locked --release -p ptxsim-driver
 stage numba-pycuda . tools/ptxsim/tests/python/run
 if [ "$slow" ]; then
     stage slow-tests "$results" cargo test --locked --release --workspace --no-fail-fast -- --ignored
     stage python-env . python_env
+    stage torch-env . torch_env
+    stage torch-files . target/check/torch/bin/python tools/convert/test_to_safetensors.py --torch
     stage golden . target/check/python/bin/python tools/golden/numpy_check.py tests/data/golden
 fi
 

@@ -25,11 +25,24 @@ pub fn run(_: Args) -> Result<ExitCode> {
             println!("          no kernels in this build ({why}): tools/cuda/fetch, then build again")
         }
         None => println!(
-            "          {} kernels in this build; --device sim runs them without a GPU",
-            cuda::kernels().map(|k| k.1.len()).sum::<usize>()
+            "          {} kernels in this build (nvcc {}; {}); --device sim runs them without a GPU",
+            cuda::kernels().map(|k| k.1.len()).sum::<usize>(),
+            cuda::compiler(),
+            architectures()
         ),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the kernels were compiled for.
+fn architectures() -> String {
+    let mut archs: Vec<&str> = cuda::usage().map(|u| u.arch).collect();
+    archs.sort_by_key(|a| (a.len(), *a));
+    archs.dedup();
+    match archs.is_empty() {
+        true => "PTX alone".into(),
+        false => archs.iter().map(|a| format!("sm_{a}")).collect::<Vec<_>>().join(", "),
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -66,7 +79,7 @@ fn memory() -> Option<(f64, f64)> {
     Some((kb("MemTotal:")? * 1024.0 / 1e9, kb("MemAvailable:")? * 1024.0 / 1e9))
 }
 
-/// What the CUDA driver says of itself.
+/// What the CUDA driver says of itself, and its devices.
 fn driver() -> String {
     // SAFETY: only looks whether the library can be opened.
     if !unsafe { cudarc::driver::sys::is_culib_present() } {
@@ -74,8 +87,27 @@ fn driver() -> String {
     }
     let mut version = 0;
     // SAFETY: the library is present; `version` outlives the call.
-    match unsafe { cudarc::driver::sys::cuDriverGetVersion(&raw mut version) }.result() {
+    let found = unsafe { cudarc::driver::sys::cuDriverGetVersion(&raw mut version) }.result();
+    let mut text = match found {
+        Ok(()) if version < 13000 => {
+            format!(
+                "driver for CUDA {}.{}; --device cuda needs 13.0 (release 580)",
+                version / 1000,
+                version % 1000 / 10
+            )
+        }
         Ok(()) => format!("driver for CUDA {}.{}", version / 1000, version % 1000 / 10),
         Err(e) => format!("a driver library that fails: {e:?}"),
+    };
+    match cuda::devices() {
+        Ok(devices) => {
+            for (n, d) in devices.iter().enumerate() {
+                let (gb, g) = (d.memory as f64 / 1e9, d.gpu);
+                text +=
+                    &format!("\n          cuda:{n}: {}, sm_{}, {} SMs, {gb:.1} GB", d.name, g.arch, g.sms);
+            }
+        }
+        Err(e) => text += &format!("\n          {e}"),
     }
+    text
 }

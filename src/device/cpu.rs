@@ -10,15 +10,20 @@ use std::cell::UnsafeCell;
 use std::collections::HashMap;
 use std::time::Instant;
 
+/// The start of a cache line, so that no vector of a tensor's row straddles two.
+#[derive(Clone)]
+#[repr(align(64))]
+struct Line(#[allow(dead_code)] [u64; 8]);
+
 /// Bytes that several views may write, one node at a time.
-struct Bytes(UnsafeCell<Vec<u64>>);
+struct Bytes(UnsafeCell<Vec<Line>>);
 
 // SAFETY: an owned vector; sharing it between threads is never possible, as `Bytes` is not `Sync`.
 unsafe impl Send for Bytes {}
 
 impl Bytes {
     fn new(bytes: usize) -> Self {
-        Self(UnsafeCell::new(vec![0; bytes.div_ceil(8)]))
+        Self(UnsafeCell::new(vec![Line([0; 8]); bytes.div_ceil(size_of::<Line>())]))
     }
 
     fn start(&self) -> *mut u8 {
@@ -28,7 +33,7 @@ impl Bytes {
 
     fn len(&self) -> usize {
         // SAFETY: the vector itself is never written after `new`.
-        unsafe { (&*self.0.get()).len() * 8 }
+        unsafe { (&*self.0.get()).len() * size_of::<Line>() }
     }
 }
 
@@ -96,11 +101,21 @@ impl Device for Cpu {
         Ok(())
     }
 
+    fn release(&mut self) -> Result<()> {
+        self.states.clear();
+        self.arena = Bytes::new(0);
+        Ok(())
+    }
+
     fn write_f32(&mut self, t: &Tensor, data: &[f32]) -> Result<()> {
         self.write(t, data)
     }
 
     fn write_i32(&mut self, t: &Tensor, data: &[i32]) -> Result<()> {
+        self.write(t, data)
+    }
+
+    fn write_u8(&mut self, t: &Tensor, data: &[u8]) -> Result<()> {
         self.write(t, data)
     }
 
@@ -178,6 +193,11 @@ impl<'a> Memory<'a> {
     #[allow(clippy::mut_from_ref)]
     pub fn i32_mut(&self, t: &Tensor) -> &'a mut [i32] {
         self.slice_mut(t)
+    }
+
+    /// u8 elements to read.
+    pub fn u8(&self, t: &Tensor) -> &'a [u8] {
+        self.slice(t)
     }
 
     /// u8 elements to write.
@@ -259,7 +279,7 @@ impl<'a> Memory<'a> {
 
     fn slice<T: bytemuck::Pod>(&self, t: &Tensor) -> &'a [T] {
         let (start, len) = self.range(t);
-        // SAFETY: `range` is inside a buffer that lives for 'a; buffers are 8-byte aligned and offsets whole elements; any bits are
+        // SAFETY: `range` is inside a buffer that lives for 'a; buffers start cache lines and offsets are whole elements; any bits are
         // a valid `T: Pod`; no slice for writing shares bytes with it (see the type's documentation).
         unsafe { std::slice::from_raw_parts(start, len) }
     }

@@ -14,11 +14,11 @@ mod resize;
 mod rle;
 mod tiff;
 
-pub use decode::{Limits, decode, read};
+pub use decode::{Limits, decode, read, read_bytes};
 pub use mask::Mask;
 pub use overlay::{Item, overlay};
 pub use preprocess::{MEAN, STD, grid, normalize, tiles};
-pub use resize::resize_bicubic;
+pub use resize::{resize_bicubic, resize_table};
 pub use rle::Rle;
 
 use crate::{Error, Result};

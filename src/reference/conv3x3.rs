@@ -1,7 +1,7 @@
 //! 3x3 convolution with ReLU as a matmul: the nine neighbours of a pixel side by side, times `(O, 9*D)` weights.
 
-use super::{Precision, Then, Weights, matmul};
-use rayon::prelude::*;
+use super::matmul::matmul_parts;
+use super::{Precision, Then, Weights};
 
 /// Folds BatchNorm (running statistics) into a convolution: `w' = w * s`, `b' = (b - mean) * s + beta`, `s = gamma / sqrt(var + eps)`,
 /// and reorders `w` `(O, D, 3, 3)` to `(O, 3, 3, D)`.
@@ -25,19 +25,13 @@ pub fn fold_batchnorm(w: &[f32], b: &[f32], bn: [&[f32]; 4], eps: f64) -> (Vec<f
 pub fn conv3x3(y: &mut [f32], x: &[f32], w: Weights, b: &[f32], side: usize, precision: Precision) {
     let (o, d) = (b.len(), w.len() / b.len() / 9);
     let pixels = side * side;
-    let mut taps = vec![0.0; pixels * 9 * d];
-    for (y, x) in y.chunks_exact_mut(pixels * o).zip(x.chunks_exact(pixels * d)) {
-        taps.par_chunks_mut(9 * d).enumerate().for_each(|(n, row)| {
-            let (r, s) = (n / side, n % side);
-            for (tap, to) in row.chunks_exact_mut(d).enumerate() {
-                let (u, v) = (r + tap / 3, s + tap % 3); // one more than the pixel read
-                if (1..=side).contains(&u) && (1..=side).contains(&v) {
-                    to.copy_from_slice(&x[((u - 1) * side + v - 1) * d..][..d]);
-                } else {
-                    to.fill(0.0);
-                }
-            }
-        });
-        matmul(y, &taps, w, o, Some(b), Then::Relu, precision);
-    }
+    let neighbour = |n: usize, tap: usize| {
+        let (r, s) = (n % pixels / side, n % side);
+        let (u, v) = (r + tap / 3, s + tap % 3); // one more than the pixel read
+        if !(1..=side).contains(&u) || !(1..=side).contains(&v) {
+            return &[][..];
+        }
+        &x[(n / pixels * pixels + (u - 1) * side + v - 1) * d..][..d]
+    };
+    matmul_parts(y, [9, d], neighbour, w, o, Some(b), Then::Relu, precision);
 }

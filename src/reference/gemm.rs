@@ -1,118 +1,184 @@
 //! The CPU's matrix multiplication: weights as they lie in the checkpoint, rows of `x` packed once.
 //!
 //! `x` is packed into panels of `lanes` rows, k outermost, so that one vector holds one k of many rows. Weight rows are copied, a tile at
-//! a time, into a scratch that stays in L2 (widened to f32, or as pairs of bf16). The microkernel keeps `ROWS` weight rows times one
-//! panel in registers: per k it loads the panel's vectors and broadcasts each row's weight. So nothing is transposed but `x`, once, and the result.
+//! a time, into a scratch that stays in L2 (widened to f32, or as pairs of bf16). The microkernel keeps `rows` weight rows times one
+//! panel in registers: per k it loads the panel's vectors and broadcasts each row's weight. So nothing is transposed but `x`, once, and the
+//! result, 16 by 16 values in registers.
 //!
-//! The `gemm` crate, called on widened tiles, transposes and packs every weight tile again; this does not. How it compares with PyTorch's MKL
-//! is in benches/records/ (slower on one language model layer, on a busy machine). Tested against that crate and, exactly, on small integers.
+//! The `gemm` crate, called on widened tiles, transposes and packs every weight tile again; this does not. How it compares with PyTorch's
+//! MKL and oneDNN is in benches/records/. Tested against that crate and, exactly, on small integers.
 
 use super::{Precision, Weights};
+use bytemuck::{Pod, Zeroable};
 use half::bf16;
+use multiversion::multiversion;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Weight rows of one scratch tile, at most, and the step of smaller ones: a multiple of every kernel's rows. A tile reads its panels of `x`
-/// from L3 once, so the more rows the better: with 48 of them the same kernel reached a third of its speed (2026-11-22, Xeon with 1 MB L2).
-pub(super) const TILE_ROWS: usize = 192;
-/// See [`TILE_ROWS`].
-pub(super) const TILE_STEP: usize = 48;
-/// Panels of one task: its products stay in L2 beside the scratch.
+/// Weight rows of one scratch tile, at most: a multiple of every kernel's rows. A tile reads its panels of `x` from L3 once, so the more rows
+/// the better: with 48 of them the same kernel reached a third of its speed (2026-11-22, Xeon with 1 MB L2).
+const TILE_ROWS: usize = 192;
+/// Panels of one task, at most: its products stay in L2 beside the scratch.
 const TASK_PANELS: usize = 11;
 /// 32-bit words of a scratch row that are used: one k (f32) or two (bf16) each. One panel's words are 32 KB.
-const WORDS: usize = 256;
+pub(super) const WORDS: usize = 256;
 /// Distance of scratch rows: a line more, so that rows do not fall on the same L1 sets.
 const STRIDE: usize = WORDS + 16;
 
-/// `y[r*stride + lane] (+)= Σ_s w[r*STRIDE + s] * x[s*lanes + lane]` for the kernel's rows and lanes.
-type Micro = unsafe fn(steps: usize, w: *const u32, x: *const u32, y: *mut f32, stride: usize, add: bool);
+/// The start of a cache line, so that no vector straddles two.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([u32; 16]);
 
-/// A microkernel and its shape.
-#[derive(Clone, Copy)]
-struct Kernel {
-    rows: usize,
-    lanes: usize,
-    /// Values of k in a word.
-    per_word: usize,
-    run: Micro,
+/// Memory that is kept from use to use: fresh one would cost a page fault every 4 KB. What it holds at first is left from before.
+#[derive(Default)]
+pub(super) struct Buffer(Vec<Line>);
+
+impl Buffer {
+    /// `n` words.
+    pub fn words(&mut self, n: usize) -> &mut [u32] {
+        let lines = n.div_ceil(16);
+        if self.0.len() < lines {
+            self.0.resize(lines, Line::zeroed());
+        }
+        &mut bytemuck::cast_slice_mut(&mut self.0)[..n]
+    }
+
+    /// `n` floats.
+    pub fn floats(&mut self, n: usize) -> &mut [f32] {
+        bytemuck::cast_slice_mut(self.words(n))
+    }
 }
 
-/// The best one that this CPU has for `m` rows of `x`: the narrow ones, whose sums are in the same order, where one vector holds all rows.
-fn kernel(precision: Precision, m: usize, k: usize) -> Kernel {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if precision == Precision::Bf16 && k.is_multiple_of(2) && super::has_bf16() {
-            let (lanes, run): (_, Micro) =
-                if m <= 16 { (16, x86::bf16_avx512_16) } else { (32, x86::bf16_avx512) };
-            return Kernel { rows: 12, lanes, per_word: 2, run };
-        }
-        if is_x86_feature_detected!("avx512f") {
-            let (lanes, run): (_, Micro) =
-                if m <= 16 { (16, x86::f32_avx512_16) } else { (32, x86::f32_avx512) };
-            return Kernel { rows: 12, lanes, per_word: 1, run };
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            let (lanes, run): (_, Micro) = if m <= 8 { (8, x86::f32_avx2_8) } else { (16, x86::f32_avx2) };
-            return Kernel { rows: 6, lanes, per_word: 1, run };
-        }
+/// `y[r*y_step + lane] (+)= Σ_s w(r, s) * x[s*lanes + lane]` for the kernel's rows and lanes: `(steps, w, w_step, x, y, y_step, add)`.
+pub(super) type Micro = unsafe fn(usize, *const u32, usize, *const u32, *mut f32, usize, bool);
+
+/// Microkernels and their shape.
+#[derive(Clone, Copy)]
+pub(super) struct Kernel {
+    pub rows: usize,
+    pub lanes: usize,
+    /// Values of k in a word.
+    pub per_word: usize,
+    /// `w(r, s) = w[r*STRIDE + s*w_step]`
+    scratch: Micro,
+    /// `w(r, s) = w[r + s*w_step]`
+    pub columns: Micro,
+}
+
+impl Kernel {
+    /// The best one that this CPU has for `m` rows of `x`: the narrow ones, whose sums are in the same order, where one vector holds all rows.
+    pub fn new(precision: Precision, m: usize, k: usize) -> Self {
+        Self::all(precision, m, k).swap_remove(0)
     }
-    let _ = (precision, m, k);
-    Kernel { rows: 4, lanes: 8, per_word: 1, run: plain }
+
+    /// Those that this CPU has, the best first.
+    fn all(precision: Precision, m: usize, k: usize) -> Vec<Self> {
+        let mut all = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            use x86::*;
+            /// The wide kernel or the narrow one, reading weights in both ways.
+            macro_rules! add {
+                ($rows:literal, $width:literal, $per_word:literal, $wide:ident, $narrow:ident) => {
+                    let kernel = |lanes, scratch: Micro, columns: Micro| Kernel {
+                        rows: $rows,
+                        lanes,
+                        per_word: $per_word,
+                        scratch,
+                        columns,
+                    };
+                    all.push(match m <= $width {
+                        true => kernel($width, $narrow::<STRIDE>, $narrow::<1>),
+                        false => kernel(2 * $width, $wide::<STRIDE>, $wide::<1>),
+                    });
+                };
+            }
+            if precision == Precision::Bf16 && k.is_multiple_of(2) && super::has_bf16() {
+                add!(12, 16, 2, bf16_avx512, bf16_avx512_16);
+            }
+            if is_x86_feature_detected!("avx512f") {
+                add!(12, 16, 1, f32_avx512, f32_avx512_16);
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                add!(6, 8, 1, f32_avx2, f32_avx2_8);
+            }
+        }
+        let _ = (precision, m, k);
+        all.push(Kernel { rows: 4, lanes: 8, per_word: 1, scratch: plain::<STRIDE>, columns: plain::<1> });
+        all
+    }
 }
 
 /// Rows of `x`, packed for a kernel.
-pub(super) struct Packed {
-    words: Vec<u32>,
+pub(super) struct Packed<'a> {
+    words: &'a [u32],
     k: usize,
     kernel: Kernel,
 }
 
-impl Packed {
-    /// Packs `x` `(m, k)`; rows up to the next full panel are zero.
-    pub fn new(x: &[f32], m: usize, k: usize, precision: Precision) -> Self {
-        let kernel = kernel(precision, m, k);
+impl<'a> Packed<'a> {
+    /// Packs `m` rows of `parts * len` values; `row(i, part)` has `len` of row `i`, or none for zeros. Rows up to the next full panel are zero.
+    pub fn new<'x>(
+        buffer: &'a mut Buffer,
+        m: usize,
+        [parts, len]: [usize; 2],
+        row: impl Fn(usize, usize) -> &'x [f32] + Sync,
+        kernel: Kernel,
+    ) -> Self {
         let (lanes, per_word) = (kernel.lanes, kernel.per_word);
-        let steps = k / per_word;
-        let mut words = vec![0u32; m.next_multiple_of(lanes) * steps];
-        words.par_chunks_mut((lanes * steps).max(1)).enumerate().for_each(|(p, panel)| {
-            let rows = &x[p * lanes * k..m.min((p + 1) * lanes) * k];
-            // blocks of k, so that the words being written stay in L1
-            for first in (0..steps).step_by(64) {
-                let last = steps.min(first + 64);
-                for (lane, row) in rows.chunks_exact(k).enumerate() {
-                    for s in first..last {
-                        panel[s * lanes + lane] = match per_word {
-                            1 => row[s].to_bits(),
-                            _ => pair(bf16::from_f32(row[2 * s]), bf16::from_f32(row[2 * s + 1])),
-                        };
-                    }
-                }
-            }
-        });
-        Self { words, k, kernel }
+        let steps = len / per_word;
+        let words = buffer.words(m.next_multiple_of(lanes) * parts * steps);
+        if steps > 0 {
+            words.par_chunks_exact_mut(lanes * steps).enumerate().for_each(|(i, to)| {
+                let (panel, part) = (i / parts, i % parts);
+                let row = |lane| if panel * lanes + lane < m { row(panel * lanes + lane, part) } else { &[] };
+                pack(to, lanes, per_word, row);
+            });
+        }
+        Self { words, k: parts * len, kernel }
     }
 
-    /// Rows of `x` in one task.
-    pub fn task_rows(&self) -> usize {
-        TASK_PANELS * self.kernel.lanes
+    /// Weight rows and rows of `x` of one task, for `n` weight rows in all: the split that takes the least time by a rough model, in which each
+    /// task also pays for copying its weights, and for reading its panels, what some products of a row and a panel cost.
+    pub fn task_shape(&self, n: usize) -> [usize; 2] {
+        const COPY: usize = 1;
+        const READ: usize = 12;
+        let Kernel { rows, lanes, .. } = self.kernel;
+        let (blocks, panels) =
+            (n.div_ceil(rows), self.words.len() / lanes / (self.k / self.kernel.per_word).max(1));
+        let threads = rayon::current_num_threads();
+        let (fewest, most) = (blocks.div_ceil(TILE_ROWS / rows).max(1), panels.div_ceil(TASK_PANELS).max(1));
+        let splits = (fewest..=4 * fewest).flat_map(|t| (most..=4 * most).map(move |c| (t, c)));
+        let shape = |(t, c): (usize, usize)| [blocks.div_ceil(t) * rows, panels.div_ceil(c)];
+        let time = |split| {
+            let [height, width] = shape(split);
+            let tasks = n.div_ceil(height) * panels.div_ceil(width);
+            tasks.div_ceil(threads) * (height * width + COPY * height + READ * width)
+        };
+        let [height, width] = shape(splits.min_by_key(|s| time(*s)).expect("at least one split"));
+        [height.max(rows), width.max(1) * lanes]
     }
 
     /// `yt[n, m] = Σ_k w[n, k] * x[m, k]` for the weight rows `n` (at most [`TILE_ROWS`]) and the rows `m` of `x` (a task's): the product
     /// transposed. Returns the distance of its rows.
     pub fn product(
         &self,
-        yt: &mut Vec<f32>,
-        scratch: &mut Vec<u32>,
+        yt: &mut Buffer,
+        scratch: &mut Buffer,
         w: Weights,
         n: Range<usize>,
         m: Range<usize>,
     ) -> usize {
-        let Kernel { rows: block, lanes, per_word, run } = self.kernel;
+        let Kernel { rows: block, lanes, per_word, scratch: run, .. } = self.kernel;
         let (first, rows) = (n.start, n.len());
         let (stride, steps) = (m.len().next_multiple_of(lanes), self.k / per_word);
         let panels = &self.words[m.start * steps..(m.start + stride) * steps];
-        yt.resize(TILE_ROWS * stride, 0.0);
-        scratch.resize(TILE_ROWS * STRIDE, 0);
+        let yt = yt.floats(TILE_ROWS * stride);
+        if steps == 0 {
+            yt.fill(0.0);
+        }
+        let scratch = scratch.words(TILE_ROWS * STRIDE);
         for word in (0..steps).step_by(WORDS) {
             let len = WORDS.min(steps - word);
             for (r, to) in scratch.chunks_exact_mut(STRIDE).take(rows).enumerate() {
@@ -123,9 +189,9 @@ impl Packed {
                 for r in (0..rows).step_by(block) {
                     let (w, y) = (&scratch[r * STRIDE..], &mut yt[r * stride + p * lanes..]);
                     assert!(w.len() >= (block - 1) * STRIDE + len && y.len() >= (block - 1) * stride + lanes);
-                    // SAFETY: by the assertion and the slice of `x`, every element that the kernel touches is inside; `kernel` chose one
-                    // whose instructions this CPU has.
-                    unsafe { run(len, w.as_ptr(), x.as_ptr(), y.as_mut_ptr(), stride, word > 0) };
+                    // SAFETY: by the assertion and the slice of `x`, every element that the kernel touches is inside; `Kernel::new` chose
+                    // one whose instructions this CPU has.
+                    unsafe { run(len, w.as_ptr(), 1, x.as_ptr(), y.as_mut_ptr(), stride, word > 0) };
                 }
             }
         }
@@ -133,17 +199,84 @@ impl Packed {
     }
 }
 
-/// Two bf16 in a word, the first below.
-fn pair(a: bf16, b: bf16) -> u32 {
-    u32::from(a.to_bits()) | u32::from(b.to_bits()) << 16
+/// `to[s*lanes + i]` = word `s` of row `i`, which is empty for zeros; as many steps as `to` holds.
+pub(super) fn pack<'x>(to: &mut [u32], lanes: usize, per_word: usize, row: impl Fn(usize) -> &'x [f32]) {
+    let steps = to.len() / lanes;
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") && (per_word == 1 || super::has_bf16()) {
+        for lane in (0..lanes).step_by(16) {
+            let rows: [_; 16] = std::array::from_fn(|i| if lane + i < lanes { row(lane + i) } else { &[] });
+            assert!(rows.iter().all(|r| r.is_empty() || r.len() >= steps * per_word));
+            // SAFETY: the CPU has the features; by the assertion each row has its words, and `to` has `steps * lanes`.
+            unsafe {
+                match per_word {
+                    1 => x86::pack::<1>(&mut to[lane..], lanes, 16.min(lanes - lane), steps, rows),
+                    _ => x86::pack::<2>(&mut to[lane..], lanes, 16.min(lanes - lane), steps, rows),
+                }
+            }
+        }
+        return;
+    }
+    for lane in 0..lanes {
+        let row = row(lane);
+        for (s, to) in to.iter_mut().skip(lane).step_by(lanes).enumerate() {
+            *to = match (row.is_empty(), per_word) {
+                (true, _) => 0,
+                (_, 1) => row[s].to_bits(),
+                _ => pair(row[2 * s], row[2 * s + 1]),
+            };
+        }
+    }
+}
+
+/// `y[i*y_step + r] = yt[r*stride + i]` for `rows` and `columns` of `yt`; with `add`, `+=`.
+///
+/// # Safety
+/// The elements of `y` are inside its buffer and nobody else touches them.
+pub(super) unsafe fn store_transposed(
+    y: *mut f32,
+    y_step: usize,
+    yt: &[f32],
+    stride: usize,
+    [rows, columns]: [usize; 2],
+    add: bool,
+) {
+    assert!(columns <= stride && rows * stride <= yt.len());
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") {
+        // SAFETY: the CPU has the feature; the assertion and the caller's promise.
+        return unsafe { x86::store_transposed(y, y_step, yt.as_ptr(), stride, [rows, columns], add) };
+    }
+    for i in 0..columns {
+        // SAFETY: the caller's promise.
+        let y = unsafe { std::slice::from_raw_parts_mut(y.add(i * y_step), rows) };
+        for (y, v) in y.iter_mut().zip(yt[i..].iter().step_by(stride)) {
+            *y = if add { *y + v } else { *v };
+        }
+    }
+}
+
+/// Bits of the nearest bf16, ties to even; NaN stays one.
+#[inline(always)]
+fn narrow(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    if x.is_nan() { 0x7fc0 } else { rounded }
+}
+
+/// Two values as bf16 in a word, the first below.
+#[inline(always)]
+pub(super) fn pair(a: f32, b: f32) -> u32 {
+    narrow(a) | narrow(b) << 16
 }
 
 /// Values of an even number as words of two.
 pub(super) fn pairs(x: &[f32]) -> Vec<u32> {
-    x.as_chunks().0.iter().map(|&[a, b]| pair(bf16::from_f32(a), bf16::from_f32(b))).collect()
+    x.as_chunks().0.iter().map(|&[a, b]| pair(a, b)).collect()
 }
 
 /// Words of a scratch row from element `at` of the weights.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
 fn fill(to: &mut [u32], w: Weights, at: usize, per_word: usize) {
     match (w, per_word) {
         (Weights::Bf16(w), 1) => {
@@ -151,13 +284,11 @@ fn fill(to: &mut [u32], w: Weights, at: usize, per_word: usize) {
         }
         (Weights::F32(w), 1) => to.iter_mut().zip(&w[at..]).for_each(|(to, w)| *to = w.to_bits()),
         (Weights::Bf16(w), _) => {
-            to.iter_mut().zip(w[at..].as_chunks().0).for_each(|(to, &[a, b])| *to = pair(a, b));
+            let word = |[a, b]: [bf16; 2]| u32::from(a.to_bits()) | u32::from(b.to_bits()) << 16;
+            to.iter_mut().zip(w[at..].as_chunks().0).for_each(|(to, &w)| *to = word(w));
         }
         (Weights::F32(w), _) => {
-            let narrow = bf16::from_f32;
-            to.iter_mut()
-                .zip(w[at..].as_chunks().0)
-                .for_each(|(to, &[a, b])| *to = pair(narrow(a), narrow(b)));
+            to.iter_mut().zip(w[at..].as_chunks().0).for_each(|(to, &[a, b])| *to = pair(a, b));
         }
     }
 }
@@ -166,20 +297,29 @@ fn fill(to: &mut [u32], w: Weights, at: usize, per_word: usize) {
 ///
 /// # Safety
 /// See [`Micro`]: every element that the formula names must be inside its buffer.
-unsafe fn plain(steps: usize, w: *const u32, x: *const u32, y: *mut f32, stride: usize, add: bool) {
+unsafe fn plain<const ROW: usize>(
+    steps: usize,
+    w: *const u32,
+    w_step: usize,
+    x: *const u32,
+    y: *mut f32,
+    y_step: usize,
+    add: bool,
+) {
     for r in 0..4 {
         let mut sums = [0.0f32; 8];
         for s in 0..steps {
             // SAFETY: the caller's promise.
-            let (w, x) =
-                unsafe { (f32::from_bits(*w.add(r * STRIDE + s)), x.add(s * 8).cast::<[u32; 8]>().read()) };
+            let (w, x) = unsafe {
+                (f32::from_bits(*w.add(r * ROW + s * w_step)), x.add(s * 8).cast::<[u32; 8]>().read())
+            };
             for (sum, x) in sums.iter_mut().zip(x) {
                 *sum += w * f32::from_bits(x);
             }
         }
         for (lane, sum) in sums.into_iter().enumerate() {
             // SAFETY: the caller's promise.
-            let y = unsafe { &mut *y.add(r * stride + lane) };
+            let y = unsafe { &mut *y.add(r * y_step + lane) };
             *y = if add { *y + sum } else { sum };
         }
     }
@@ -187,7 +327,6 @@ unsafe fn plain(steps: usize, w: *const u32, x: *const u32, y: *mut f32, stride:
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::STRIDE;
     use std::arch::x86_64::*;
 
     /// A kernel of `$rows` rows and `$vectors` vectors of `$width` lanes: `$load` a vector of x, `$splat` a word of w, `$fma` into the sums.
@@ -199,19 +338,28 @@ mod x86 {
             /// # Safety
             /// The CPU has the features; every element that [`super::Micro`]'s formula names is inside its buffer.
             #[target_feature(enable = $features)]
-            pub unsafe fn $name(steps: usize, w: *const u32, x: *const u32, y: *mut f32, stride: usize, add: bool) {
+            pub unsafe fn $name<const ROW: usize>(
+                steps: usize,
+                w: *const u32,
+                w_step: usize,
+                x: *const u32,
+                y: *mut f32,
+                y_step: usize,
+                add: bool,
+            ) {
                 let mut sums = [[$zero(); $vectors]; $rows];
                 // SAFETY: the caller's promise covers every access below.
                 unsafe {
                     if add {
                         for (r, sums) in sums.iter_mut().enumerate() {
-                            *sums = std::array::from_fn(|i| $read(y.add(r * stride + i * $width)));
+                            *sums = std::array::from_fn(|i| $read(y.add(r * y_step + i * $width)));
                         }
                     }
                     for s in 0..steps {
                         let x: [_; $vectors] = std::array::from_fn(|i| $load(x.add((s * $vectors + i) * $width)));
+                        let w = w.add(s * w_step);
                         for (r, sums) in sums.iter_mut().enumerate() {
-                            let weight = $splat(w.add(r * STRIDE + s));
+                            let weight = $splat(w.add(r * ROW));
                             for i in 0..$vectors {
                                 sums[i] = $fma(weight, x[i], sums[i]);
                             }
@@ -219,7 +367,7 @@ mod x86 {
                     }
                     for (r, sums) in sums.into_iter().enumerate() {
                         for (i, sum) in sums.into_iter().enumerate() {
-                            $write(y.add(r * stride + i * $width), sum);
+                            $write(y.add(r * y_step + i * $width), sum);
                         }
                     }
                 }
@@ -265,4 +413,158 @@ mod x86 {
     }
     kernels!(f32_avx512, bf16_avx512, f32_avx2, 2); // 24 of the 32 registers hold sums
     kernels!(f32_avx512_16, bf16_avx512_16, f32_avx2_8, 1);
+
+    /// `y[i][j] = x[j][i]`.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn transpose(x: [__m512; 16]) -> [__m512; 16] {
+        let pd = |a: __m512| _mm512_castps_pd(a);
+        let (mut t, mut u, mut y) = (x, x, x);
+        for i in 0..8 {
+            t[2 * i] = _mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]);
+            t[2 * i + 1] = _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]);
+        }
+        // u[4*i + c]: rows 4*i.. of column c of each quarter
+        for i in 0..4 {
+            for c in 0..2 {
+                let (a, b) = (pd(t[4 * i + c]), pd(t[4 * i + 2 + c]));
+                u[4 * i + 2 * c] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+                u[4 * i + 2 * c + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+            }
+        }
+        for c in 0..4 {
+            // quarters 0 and 2, then 1 and 3, of rows 0..8 and of rows 8..16
+            let even0 = _mm512_shuffle_f32x4::<0b10_00_10_00>(u[c], u[4 + c]);
+            let even8 = _mm512_shuffle_f32x4::<0b10_00_10_00>(u[8 + c], u[12 + c]);
+            let odd0 = _mm512_shuffle_f32x4::<0b11_01_11_01>(u[c], u[4 + c]);
+            let odd8 = _mm512_shuffle_f32x4::<0b11_01_11_01>(u[8 + c], u[12 + c]);
+            y[c] = _mm512_shuffle_f32x4::<0b10_00_10_00>(even0, even8);
+            y[4 + c] = _mm512_shuffle_f32x4::<0b10_00_10_00>(odd0, odd8);
+            y[8 + c] = _mm512_shuffle_f32x4::<0b11_01_11_01>(even0, even8);
+            y[12 + c] = _mm512_shuffle_f32x4::<0b11_01_11_01>(odd0, odd8);
+        }
+        y
+    }
+
+    /// The first `n` of 16.
+    fn first(n: usize) -> __mmask16 {
+        (1u32 << n.min(16)).wrapping_sub(1) as __mmask16
+    }
+
+    /// Words `from..from + n` (at most 16) of a row of f32.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn words_f32(row: *const f32, from: usize, n: usize) -> __m512 {
+        // SAFETY: the caller's row has the words; the mask hides the others.
+        unsafe { _mm512_maskz_loadu_ps(first(n), row.add(from)) }
+    }
+
+    /// The same as pairs of bf16.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn words_bf16(row: *const f32, from: usize, n: usize) -> __m512 {
+        // SAFETY: as above, the second half only where it has values; the types are 512 bits of plain data.
+        unsafe {
+            let low = _mm512_maskz_loadu_ps(first(2 * n), row.add(2 * from));
+            let high =
+                _mm512_maskz_loadu_ps(first((2 * n).saturating_sub(16)), row.wrapping_add(2 * from + 16));
+            std::mem::transmute(_mm512_cvtne2ps_pbh(high, low))
+        }
+    }
+
+    /// `to[s*lanes + i]` = word `s` of row `i` for `count` rows.
+    ///
+    /// # Safety
+    /// The CPU has AVX-512 (and its BF16 for two values a word); rows that are not empty have `steps` words.
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn pack<const PER_WORD: usize>(
+        to: &mut [u32],
+        lanes: usize,
+        count: usize,
+        steps: usize,
+        rows: [&[f32]; 16],
+    ) {
+        for from in (0..steps).step_by(16) {
+            let n = 16.min(steps - from);
+            let mut words = [_mm512_setzero_ps(); 16];
+            for (words, row) in words.iter_mut().zip(rows).filter(|(_, row)| !row.is_empty()) {
+                // SAFETY: the row has the words, by the caller's promise.
+                *words = unsafe {
+                    match PER_WORD {
+                        1 => words_f32(row.as_ptr(), from, n),
+                        _ => words_bf16(row.as_ptr(), from, n),
+                    }
+                };
+            }
+            for (i, words) in transpose(words).into_iter().enumerate().take(n) {
+                let to = &mut to[(from + i) * lanes..][..count];
+                // SAFETY: the mask keeps the store inside the slice.
+                unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr().cast(), first(count), words) };
+            }
+        }
+    }
+
+    /// See [`super::store_transposed`].
+    ///
+    /// # Safety
+    /// The CPU has AVX-512; the elements of `y` and `yt` that the formula names are inside their buffers.
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn store_transposed(
+        y: *mut f32,
+        y_step: usize,
+        yt: *const f32,
+        stride: usize,
+        [rows, columns]: [usize; 2],
+        add: bool,
+    ) {
+        for i in (0..columns).step_by(16) {
+            for r in (0..rows).step_by(16) {
+                let (height, width) = (16.min(rows - r), 16.min(columns - i));
+                let mut block = [_mm512_setzero_ps(); 16];
+                for (j, to) in block.iter_mut().enumerate().take(height) {
+                    // SAFETY: inside by the caller's promise, the mask hides the rest.
+                    *to = unsafe { _mm512_maskz_loadu_ps(first(width), yt.add((r + j) * stride + i)) };
+                }
+                for (j, mut v) in transpose(block).into_iter().enumerate().take(width) {
+                    // SAFETY: the same.
+                    unsafe {
+                        let y = y.add((i + j) * y_step + r);
+                        if add {
+                            v = _mm512_add_ps(_mm512_maskz_loadu_ps(first(height), y), v);
+                        }
+                        _mm512_mask_storeu_ps(y, first(height), v);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Small integers, whose sums are exact in any order: every kernel that this CPU has, wide and narrow, not only the one it would choose.
+    #[test]
+    fn every_kernel_is_exact_on_small_integers() {
+        let value = |i: usize, by: usize| ((i * by) % 15) as f32 - 7.0;
+        let mut found = 0;
+        for (m, n, k) in [(1, 13, 10), (8, 5, 34), (9, 30, 516), (16, 12, 6), (17, 49, 700), (70, 191, 30)] {
+            let x: Vec<f32> = (0..m * k).map(|i| value(i, 7)).collect();
+            let w: Vec<f32> = (0..n * k).map(|i| value(i, 11)).collect();
+            for kernel in Kernel::all(Precision::Bf16, m, k) {
+                let [mut words, mut yt, mut scratch] = [(); 3].map(|()| Buffer::default());
+                let packed = Packed::new(&mut words, m, [1, k], |i, _| &x[i * k..][..k], kernel);
+                let stride = packed.product(&mut yt, &mut scratch, Weights::F32(&w), 0..n, 0..m);
+                let yt = yt.floats(n * stride);
+                for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                    let exact: f32 = (0..k).map(|s| x[i * k + s] * w[j * k + s]).sum();
+                    let (rows, lanes) = (kernel.rows, kernel.lanes);
+                    assert_eq!(yt[j * stride + i], exact, "{rows} x {lanes}: ({m}, {n}, {k}) at {i}, {j}");
+                }
+                found += 1;
+            }
+        }
+        assert!(found >= 6);
+    }
 }

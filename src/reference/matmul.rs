@@ -1,14 +1,15 @@
 //! `y = epilogue(x @ wᵀ + b)`; see `gemm.rs` for the product.
 //!
-//! A task owns a tile of `y`: some rows of `x`, and up to [`TILE_ROWS`] columns, which are weight rows. It computes their product transposed in a buffer that stays in L2, applies
+//! A task owns a tile of `y`: some rows of `x`, and some columns, which are weight rows. It computes their product transposed in a buffer that stays in L2, applies
 //! the epilogue there, and stores. An element's sum runs over k in order, whatever else is in the matrix.
 
-use super::gemm::{Packed, TILE_ROWS, TILE_STEP};
+use super::gemm::{Buffer, Kernel, Packed, store_transposed};
 use super::matvec::Few;
 use super::{Precision, Weights, math};
 use rayon::prelude::*;
 use std::cell::Cell;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// What happens to the product before it is stored; see [`crate::ops::Epilogue`].
 #[derive(Clone, Copy)]
@@ -27,53 +28,6 @@ pub enum Then<'a> {
     SiluMul(Weights<'a>),
 }
 
-/// A matrix operand: element `(i, j)` is `data[i*rows + j*cols]`.
-#[derive(Clone, Copy)]
-pub(crate) struct Operand<'a> {
-    pub data: &'a [f32],
-    pub rows: usize,
-    pub cols: usize,
-}
-
-impl Operand<'_> {
-    pub fn t(self) -> Self {
-        Self { rows: self.cols, cols: self.rows, ..self }
-    }
-
-    fn holds(&self, m: usize, n: usize) -> bool {
-        m == 0 || n == 0 || (m - 1) * self.rows + (n - 1) * self.cols < self.data.len()
-    }
-}
-
-/// `y (m, n) = [y +] a (m, k) @ b (k, n)` on one thread; rows of `y` are `stride` apart.
-pub(crate) fn gemm(y: &mut [f32], stride: usize, add: bool, [m, n, k]: [usize; 3], a: Operand, b: Operand) {
-    assert!(a.holds(m, k) && b.holds(k, n) && (Operand { data: y, rows: stride, cols: 1 }).holds(m, n));
-    // SAFETY: the assertion keeps every element that the library touches inside the three slices, and `y` is borrowed mutably.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            y.as_mut_ptr(),
-            1,
-            stride as isize,
-            add,
-            a.data.as_ptr(),
-            a.cols as isize,
-            a.rows as isize,
-            b.data.as_ptr(),
-            b.cols as isize,
-            b.rows as isize,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
-    }
-}
-
 /// A slice that several tasks write at places of their own.
 pub(crate) struct Shared<'a> {
     start: *mut f32,
@@ -81,7 +35,7 @@ pub(crate) struct Shared<'a> {
     _life: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: only `write` and `row` touch the memory, and their callers promise disjoint ranges.
+// SAFETY: only `row` and what is done with `place` touch the memory, in ranges that are disjoint by their callers' promise.
 unsafe impl Sync for Shared<'_> {}
 // SAFETY: as above.
 unsafe impl Send for Shared<'_> {}
@@ -91,13 +45,11 @@ impl<'a> Shared<'a> {
         Self { start: y.as_mut_ptr(), len: y.len(), _life: PhantomData }
     }
 
-    /// `y[at..at + x.len()] = x`.
-    ///
-    /// # Safety
-    /// No other task may touch that range.
-    pub unsafe fn write(&self, at: usize, x: &[f32]) {
-        // SAFETY: the caller's promise.
-        unsafe { self.row(at, x.len()) }.copy_from_slice(x);
+    /// Where `y[at..at + len]` starts, which is inside.
+    pub fn place(&self, at: usize, len: usize) -> *mut f32 {
+        assert!(at + len <= self.len);
+        // SAFETY: inside the slice by the assertion.
+        unsafe { self.start.add(at) }
     }
 
     /// `y[at..at + len]`.
@@ -106,9 +58,8 @@ impl<'a> Shared<'a> {
     /// No other task may touch that range while the slice lives.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn row(&self, at: usize, len: usize) -> &mut [f32] {
-        assert!(at + len <= self.len);
-        // SAFETY: inside the slice by the assertion; exclusive by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len) }
+        // SAFETY: inside the slice by `place`; exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.place(at, len), len) }
     }
 }
 
@@ -132,28 +83,61 @@ pub fn matmul(
         Then::SiluMul(w3) => [w, w3],
         _ => [w, w],
     };
-    let product_of = match Few::new(x, m, k, &all, precision) {
-        Some(few) => Ok(few),
-        None => Err(Packed::new(x, m, k, precision)),
-    };
-    let task_rows = product_of.as_ref().map_or_else(Packed::task_rows, |_| m);
+    match Few::new(x, m, k, &all, precision) {
+        Some(few) => {
+            let product = |yt: &mut Buffer, _: &mut Buffer, w: Weights<'_>, n, _| few.product(yt, w, n);
+            run_tasks(y, n, [few.task_rows(n), m], w, b, then, product);
+        }
+        None => matmul_parts(y, [1, k], |i, _| &x[i * k..][..k], w, n, b, then, precision),
+    }
+}
+
+/// The same for rows of `x` in `parts` of `len` values each: `x(i, part)`, empty for zeros.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn matmul_parts<'x>(
+    y: &mut [f32],
+    [parts, len]: [usize; 2],
+    x: impl Fn(usize, usize) -> &'x [f32] + Sync,
+    w: Weights,
+    n: usize,
+    b: Option<&[f32]>,
+    then: Then,
+    precision: Precision,
+) {
+    let m = y.len() / n;
+    assert!(y.len() == m * n && w.len() == n * parts * len);
+    let mut words = PACKED.take();
+    let packed = Packed::new(&mut words, m, [parts, len], x, Kernel::new(precision, m, len));
+    let product =
+        |yt: &mut Buffer, scratch: &mut Buffer, w: Weights<'_>, n, m| packed.product(yt, scratch, w, n, m);
+    run_tasks(y, n, packed.task_shape(n), w, b, then, product);
+    PACKED.set(words);
+}
+
+/// Tasks of `rows` columns of y, which are weight rows, and `height` rows; `product(yt, scratch, w, columns, rows)` puts the transposed product
+/// into `yt` and returns the distance of its rows.
+fn run_tasks(
+    y: &mut [f32],
+    n: usize,
+    [tile, task_rows]: [usize; 2],
+    w: Weights,
+    b: Option<&[f32]>,
+    then: Then,
+    product: impl Fn(&mut Buffer, &mut Buffer, Weights, Range<usize>, Range<usize>) -> usize + Sync,
+) {
+    let m = y.len() / n;
+    assert!(b.is_none_or(|b| b.len() == n));
     let m_tasks = m.div_ceil(task_rows);
-    // Smaller tiles where there would be too few tasks to keep every thread busy to the end.
-    let enough = 6 * rayon::current_num_threads();
-    let tiles = (TILE_STEP..=TILE_ROWS).rev().step_by(TILE_STEP);
-    let tile = tiles.into_iter().find(|t| m_tasks * n.div_ceil(*t) >= enough).unwrap_or(TILE_STEP);
     let y = Shared::new(y);
     (0..n.div_ceil(tile) * m_tasks).into_par_iter().with_max_len(1).for_each(|task| {
         let (first, top) = (task / m_tasks * tile, task % m_tasks * task_rows);
         let (rows, height) = (tile.min(n - first), task_rows.min(m - top));
-        // A thread keeps its buffers: fresh ones would cost a page fault every 4 KB.
-        let Buffers { mut yt, mut up, mut scratch } = BUFFERS.take();
-        let mut product = |yt: &mut Vec<f32>, w| match &product_of {
-            Ok(few) => few.product(yt, w, first..first + rows),
-            Err(packed) => packed.product(yt, &mut scratch, w, first..first + rows, top..top + height),
-        };
-        let stride = product(&mut yt, w);
-        let used = rows * stride;
+        let mut buffers = BUFFERS.take();
+        let Buffers { yt, up, scratch } = &mut buffers;
+        let mut product =
+            |y: &mut Buffer, w: Weights<'_>| product(y, scratch, w, first..first + rows, top..top + height);
+        let stride = product(yt, w);
+        let yt = yt.floats(rows * stride);
         if let Some(b) = b {
             yt.chunks_exact_mut(stride)
                 .zip(&b[first..first + rows])
@@ -161,42 +145,36 @@ pub fn matmul(
         }
         match then {
             Then::Store | Then::Residual => {}
-            Then::Gelu => math::gelu(&mut yt[..used]),
+            Then::Gelu => math::gelu(yt),
             // not `max`, which would turn NaN into 0
-            Then::Relu => yt[..used].iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v }),
+            Then::Relu => yt.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v }),
             Then::ScaledResidual(ls) => {
                 let scale = |(y, ls): (&mut [f32], &f32)| y.iter_mut().for_each(|y| *y *= ls);
                 yt.chunks_exact_mut(stride).zip(&ls[first..first + rows]).for_each(scale);
             }
             Then::SiluMul(w3) => {
-                product(&mut up, w3);
-                math::silu_mul(&mut yt[..used], &up[..used]);
+                product(up, w3);
+                math::silu_mul(yt, up.floats(rows * stride));
             }
         }
         let add = matches!(then, Then::Residual | Then::ScaledResidual(_));
-        for i in 0..height {
-            // SAFETY: each task owns its columns of its rows.
-            let y = unsafe { y.row((top + i) * n + first, rows) };
-            let column = yt[i..].iter().step_by(stride);
-            if add {
-                y.iter_mut().zip(column).for_each(|(y, v)| *y += v);
-            } else {
-                y.iter_mut().zip(column).for_each(|(y, v)| *y = *v);
-            }
-        }
-        BUFFERS.set(Buffers { yt, up, scratch });
+        let to = y.place(top * n + first, (height - 1) * n + rows);
+        // SAFETY: inside by `place`; each task owns its columns of its rows.
+        unsafe { store_transposed(to, n, yt, stride, [rows, height], add) };
+        BUFFERS.set(buffers);
     });
 }
 
 thread_local! {
+    static PACKED: Cell<Buffer> = Cell::default();
     static BUFFERS: Cell<Buffers> = Cell::default();
 }
 
 #[derive(Default)]
 struct Buffers {
-    yt: Vec<f32>,
-    up: Vec<f32>,
-    scratch: Vec<u32>,
+    yt: Buffer,
+    up: Buffer,
+    scratch: Buffer,
 }
 
 #[cfg(test)]
@@ -270,8 +248,16 @@ mod tests {
         let w: Vec<bf16> = (0..n * k).map(|i| bf16::from_f32(value(i + 17))).collect();
         let wide: Vec<f32> = w.iter().map(|w| w.to_f32()).collect();
         let (mut y, mut exact) = (vec![0.0; m * n], vec![0.0; m * n]);
-        let (a, b) = (Operand { data: &x, rows: k, cols: 1 }, Operand { data: &wide, rows: k, cols: 1 });
-        gemm(&mut exact, n, false, [m, n, k], a, b.t());
+        let parallel = gemm::Parallelism::None;
+        // SAFETY: the pointers are to m*n, m*k and n*k values, with those strides.
+        unsafe {
+            let (y, x, w) = (exact.as_mut_ptr(), x.as_ptr(), wide.as_ptr());
+            let (n_step, k_step) = (n as isize, k as isize);
+            gemm::gemm(
+                m, n, k, y, 1, n_step, false, x, 1, k_step, w, k_step, 1, 0.0, 1.0, false, false, false,
+                parallel,
+            );
+        }
         let relative = |y: &[f32]| {
             let sum = |f: &dyn Fn(usize) -> f64| (0..y.len()).map(f).sum::<f64>();
             let off = |i: usize| f64::from(y[i] - exact[i]).powi(2);

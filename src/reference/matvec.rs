@@ -4,6 +4,7 @@
 //! each) are transposed in registers, 16 by 16, so that each of the 16 sums still runs over k in order, in the same instructions: the bits are
 //! those of `gemm.rs`, and a row's do not depend on how many there are.
 
+use super::gemm::Buffer;
 use super::{Precision, Weights};
 use std::ops::Range;
 
@@ -32,10 +33,15 @@ impl<'a> Few<'a> {
         fits.then_some(Self { x, m, k, pairs })
     }
 
+    /// Weight rows of one task, for `n` in all: whole vectors, and tasks enough that every thread is busy to the end.
+    pub fn task_rows(&self, n: usize) -> usize {
+        n.div_ceil(6 * rayon::current_num_threads()).next_multiple_of(16).min(192)
+    }
+
     /// `yt[n, m] = Σ_k w[n, k] * x[m, k]` for the weight rows `n`; returns the distance of its rows, which is m.
-    pub fn product(&self, yt: &mut Vec<f32>, w: Weights, n: Range<usize>) -> usize {
+    pub fn product(&self, yt: &mut Buffer, w: Weights, n: Range<usize>) -> usize {
         let Weights::Bf16(w) = w else { unreachable!("`new` saw the weights") };
-        yt.resize(n.len().next_multiple_of(16) * self.m, 0.0);
+        let yt = yt.floats(n.len().next_multiple_of(16) * self.m);
         let w = &w[n.start * self.k..n.end * self.k];
         #[cfg(target_arch = "x86_64")]
         for (rows, y) in w.chunks(16 * self.k).zip(yt.chunks_mut(16 * self.m)) {

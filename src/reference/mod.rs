@@ -4,6 +4,7 @@
 //! so that this stays the oracle.
 
 mod argmax;
+mod attend;
 mod attention;
 mod attention_paged;
 mod attention_ranges;
@@ -21,6 +22,7 @@ mod matvec;
 mod patches_to_pixels;
 mod patchify;
 mod pixel_shuffle;
+mod preprocess;
 mod resize_mask;
 mod rmsnorm;
 mod rope_split;
@@ -43,6 +45,7 @@ pub use matmul::{Then, matmul};
 pub use patches_to_pixels::patches_to_pixels;
 pub use patchify::patchify;
 pub use pixel_shuffle::pixel_shuffle;
+pub use preprocess::preprocess;
 pub use resize_mask::{resize, resize_mask};
 pub use rmsnorm::rmsnorm;
 pub use rope_split::{Rows, inv_freq, rope_split, rope_split_paged};

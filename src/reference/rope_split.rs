@@ -1,8 +1,10 @@
 //! The fused projection split into q, k, v; q and k rotated; k and v written to their cache rows.
 //! Source: `InternLM2Attention.forward` and `apply_rotary_pos_emb`.
 
+use super::matmul::Shared;
 use super::{Heads, Paging};
 use crate::ops::PAGE;
+use rayon::prelude::*;
 
 /// Where each row stands.
 #[derive(Clone, Copy)]
@@ -55,40 +57,43 @@ pub fn rope_split_paged(
 
 /// `angle(t)` is row t's position and frequencies, `kv_at(t, g)` the first element of its key (and value) of head g, if it has a place.
 fn split<'a>(
-    mut q: Option<&mut [f32]>,
+    q: Option<&mut [f32]>,
     k: &mut [f32],
     v: &mut [f32],
     qkv: &[f32],
     d: Heads,
-    angle: impl Fn(usize) -> (i32, &'a [f32]),
-    kv_at: impl Fn(usize, usize) -> Option<usize>,
+    angle: impl Fn(usize) -> (i32, &'a [f32]) + Sync,
+    kv_at: impl Fn(usize, usize) -> Option<usize> + Sync,
 ) {
     let (hd, group) = (d.head_dim, d.heads / d.kv_heads);
-    let (mut cos, mut sin) = (vec![0.0; hd / 2], vec![0.0; hd / 2]);
     let width = d.kv_heads * (group + 2) * hd;
-    for (t, row) in qkv.chunks_exact(width).enumerate() {
+    let mut turns = vec![(0.0, 0.0); qkv.len() / width * (hd / 2)];
+    turns.par_chunks_exact_mut(hd / 2).enumerate().for_each(|(t, turns)| {
         let (position, inv_freq) = angle(t);
-        for (i, f) in inv_freq.iter().enumerate() {
-            (sin[i], cos[i]) = (position as f32 * f).sin_cos();
+        turns.iter_mut().zip(inv_freq).for_each(|(turn, f)| *turn = (position as f32 * f).sin_cos());
+    });
+    let rotate = |y: &mut [f32], x: &[f32], turns: &[(f32, f32)]| {
+        let (y1, y2) = y.split_at_mut(hd / 2);
+        let (x1, x2) = x.split_at(hd / 2);
+        for (i, (sin, cos)) in turns.iter().enumerate() {
+            y1[i] = x1[i] * cos - x2[i] * sin;
+            y2[i] = x2[i] * cos + x1[i] * sin;
         }
-        let rotate = |y: &mut [f32], x: &[f32]| {
-            let (y1, y2) = y.split_at_mut(hd / 2);
-            let (x1, x2) = x.split_at(hd / 2);
-            for i in 0..hd / 2 {
-                y1[i] = x1[i] * cos[i] - x2[i] * sin[i];
-                y2[i] = x2[i] * cos[i] + x1[i] * sin[i];
-            }
-        };
-        for (g, heads) in row.chunks_exact((group + 2) * hd).enumerate() {
-            if let Some(q) = &mut q {
-                for j in 0..group {
-                    rotate(&mut q[(t * d.heads + g * group + j) * hd..][..hd], &heads[j * hd..][..hd]);
-                }
+    };
+    let has_q = q.is_some();
+    let [q, k, v] = [q.unwrap_or_default(), k, v].map(Shared::new);
+    (0..d.kv_heads).into_par_iter().for_each(|g| {
+        for (t, (row, turns)) in qkv.chunks_exact(width).zip(turns.chunks_exact(hd / 2)).enumerate() {
+            let heads = &row[g * (group + 2) * hd..][..(group + 2) * hd];
+            // SAFETY: each task owns the rows of its K/V head and of the query heads that go with it; it has one slice at a time.
+            let [q, k, v] = [&q, &k, &v].map(|y| |at: usize| unsafe { y.row(at, hd) });
+            for j in (0..group).filter(|_| has_q) {
+                rotate(q((t * d.heads + g * group + j) * hd), &heads[j * hd..][..hd], turns);
             }
             if let Some(to) = kv_at(t, g) {
-                rotate(&mut k[to..to + hd], &heads[group * hd..][..hd]);
-                v[to..to + hd].copy_from_slice(&heads[(group + 1) * hd..]);
+                rotate(k(to), &heads[group * hd..][..hd], turns);
+                v(to).copy_from_slice(&heads[(group + 1) * hd..]);
             }
         }
-    }
+    });
 }

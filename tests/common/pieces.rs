@@ -49,9 +49,8 @@ pub struct Piece {
 }
 
 impl Piece {
-    /// Writes the inputs again (they are updated in place) and runs.
+    /// Runs on what the last call, or [`write`](Self::write), left in the inputs (some are updated in place).
     pub fn run(&mut self) {
-        self.write();
         self.device.run(&self.plan, false, &mut |_, _, _, _| Ok(())).unwrap();
     }
 
@@ -75,7 +74,8 @@ impl Piece {
         out
     }
 
-    fn write(&mut self) {
+    /// Writes the inputs.
+    pub fn write(&mut self) {
         for (t, values) in &self.inputs {
             self.device.write_f32(t, values).unwrap();
         }

@@ -488,7 +488,7 @@ fn work(s: &Shared) -> Part {
             std::mem::swap(&mut worker.cluster, &mut r.state);
             s.done.fetch_add(1, Relaxed);
             spare.push(r);
-        } else if !ran {
+        } else if !ran && !r.blocks.iter_mut().fold(false, |any, b| b.part() | any) {
             // Nobody of this cluster can run, and only its own threads could wake them.
             std::mem::swap(&mut worker.cluster, &mut r.state);
             for b in &mut r.blocks {

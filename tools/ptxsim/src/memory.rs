@@ -8,6 +8,8 @@ use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use memmap2::{MmapMut, MmapOptions};
+
 use crate::{Error, Result};
 
 /// Unmapped bytes after each allocation, at least.
@@ -50,26 +52,53 @@ pub struct MemoryStats {
     pub allocations: usize,
 }
 
-/// Zeroed slice whose pages the system commits when they are first touched.
-fn zeroed<T: Zeroable>(n: usize) -> Box<[T]> {
-    let layout = std::alloc::Layout::array::<T>(n).expect("allocation sizes are below isize::MAX");
-    if layout.size() == 0 {
-        return Box::new([]);
-    }
-    // SAFETY: the layout has a size, and all-zero bytes are a valid T (Zeroable).
-    unsafe {
-        let p = std::alloc::alloc_zeroed(layout);
-        if p.is_null() {
-            std::alloc::handle_alloc_error(layout);
-        }
-        Box::from_raw(std::ptr::slice_from_raw_parts_mut(p.cast::<T>(), n))
-    }
+/// Zeroed words. A large range is a map of its own, whose pages the system commits when they are touched and for which it
+/// reserves nothing: a GPU may have more memory than this machine as long as the program does not use it all.
+struct Words {
+    at: *mut u64,
+    len: usize,
+    owner: Owner,
 }
 
-/// Types for which all-zero bytes are a value.
-trait Zeroable {}
-impl Zeroable for u64 {}
-impl Zeroable for AtomicU64 {}
+enum Owner {
+    Heap(#[expect(dead_code, reason = "owns the words")] Box<[u64]>),
+    Map(MmapMut),
+}
+
+impl Words {
+    /// Bytes from which a range is a map.
+    const MAPPED: usize = 1 << 18;
+
+    /// `n` zeros, at a multiple of 64 bytes.
+    fn new(n: usize) -> Option<Words> {
+        let bytes = n.checked_mul(8)?;
+        if bytes < Self::MAPPED {
+            let mut words = vec![0u64; n + 7].into_boxed_slice();
+            let at = words.as_mut_ptr();
+            let at = at.wrapping_add(at.align_offset(64));
+            return Some(Words { at, len: n, owner: Owner::Heap(words) });
+        }
+        let mut map = MmapOptions::new().len(bytes).no_reserve_swap().map_anon().ok()?;
+        Some(Words { at: map.as_mut_ptr().cast(), len: n, owner: Owner::Map(map) })
+    }
+
+    fn atomics(&self) -> &[AtomicU64] {
+        // SAFETY: `owner` holds `len` words from `at` and nobody else refers to them.
+        unsafe { std::slice::from_raw_parts(self.at.cast(), self.len) }
+    }
+
+    /// Makes all words zero and, on Linux, gives a map's pages back.
+    fn clear(&self) {
+        #[cfg(target_os = "linux")]
+        if let Owner::Map(map) = &self.owner {
+            // SAFETY: the pages of a private anonymous map read as zeros from now on, which is what is asked for.
+            if unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) }.is_ok() {
+                return;
+            }
+        }
+        self.atomics().iter().for_each(|w| w.store(0, Relaxed));
+    }
+}
 
 /// One allocation. Kernels on several threads read and write its bytes through `host`, as threads of a GPU do.
 pub(crate) struct Alloc {
@@ -79,14 +108,14 @@ pub(crate) struct Alloc {
     pub writable: bool,
     kind: AllocKind,
     /// One bit a byte, set when it was written; `None` for memory that counts as written.
-    init: Option<Box<[AtomicU64]>>,
+    init: Option<Words>,
     /// Set once every byte is known to be written, which makes `init` superfluous.
     all_init: AtomicBool,
     /// One word for each 8 bytes, two to an element: see `check::global`.
-    shadow: OnceLock<Box<[AtomicU64]>>,
+    shadow: OnceLock<Words>,
     /// Launch epoch in which `shadow` was last cleared.
     pub shadow_epoch: AtomicU32,
-    _owned: Option<Box<[u64]>>,
+    _owned: Option<Words>,
 }
 
 // SAFETY: `host` points to memory that lives as long as the allocation (owned, or promised by `register_host`'s
@@ -99,6 +128,7 @@ impl Alloc {
     /// Sets the written bit of `len` bytes from `off`, which lie inside.
     pub fn mark(&self, off: u64, len: u64) {
         let Some(bits) = &self.init else { return };
+        let bits = bits.atomics();
         if self.all_init.load(Relaxed) || len == 0 {
             return;
         }
@@ -120,7 +150,7 @@ impl Alloc {
 
     /// The first byte of `len` from `off` that was never written.
     pub fn unwritten(&self, off: u64, len: u64) -> Option<u64> {
-        let bits = self.init.as_ref()?;
+        let bits = self.init.as_ref()?.atomics();
         if self.all_init.load(Relaxed) || len == 0 {
             return None;
         }
@@ -144,12 +174,16 @@ impl Alloc {
 
     /// The race shadow, made on first use: element `i` covers bytes `16*i .. 16*i + 16`, low word first.
     pub fn shadow(&self) -> &[AtomicU64] {
-        self.shadow.get_or_init(|| zeroed(self.bytes.div_ceil(16) as usize))
+        let words = self.bytes.div_ceil(16) as usize;
+        let make = || Words::new(words).expect("an address space has room for half of what it has room for");
+        self.shadow.get_or_init(make).atomics()
     }
 
-    /// The race shadow if there is one.
-    pub fn shadow_if_any(&self) -> Option<&[AtomicU64]> {
-        self.shadow.get().map(|s| &s[..])
+    /// Forgets who touched what.
+    pub fn clear_shadow(&self) {
+        if let Some(shadow) = self.shadow.get() {
+            shadow.clear();
+        }
     }
 
     pub fn end(&self) -> u64 {
@@ -220,20 +254,22 @@ impl Memory {
                 t.used, self.limit
             )));
         }
+        let (Some(owned), Some(init)) =
+            (Words::new(bytes.div_ceil(8) as usize), Words::new(bytes.div_ceil(64) as usize))
+        else {
+            return Err(Error::Memory(format!("out of memory: this machine has no room for {bytes} bytes")));
+        };
         let addr = t.next.next_multiple_of(align.max(256));
         t.next = (addr + bytes + RED_ZONE).next_multiple_of(256);
         t.used += bytes;
         t.peak = t.peak.max(t.used);
-        let mut owned = zeroed::<u64>(bytes.div_ceil(8) as usize + 8);
-        let raw = owned.as_mut_ptr().cast::<u8>();
-        let host = raw.wrapping_add(raw.align_offset(64));
         let alloc = Alloc {
             addr,
             bytes,
-            host,
+            host: owned.at.cast(),
             writable: true,
             kind: AllocKind::Device,
-            init: Some(zeroed(bytes.div_ceil(64) as usize)),
+            init: Some(init),
             all_init: AtomicBool::new(false),
             shadow: OnceLock::new(),
             shadow_epoch: AtomicU32::new(0),

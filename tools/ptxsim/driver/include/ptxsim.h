@@ -19,7 +19,8 @@ extern "C" {
  *     "kernels":     { name: { "launches": n, "faults": n, "counters": {...}, "found": {...}, ... } },
  *     "reports":     [ findings outside launches, such as leaks ],
  *     "found":       { kind: n },
- *     "unsupported": { function, option or instruction: n } }
+ *     "unsupported": { function, option or instruction: n },
+ *     "calls":       { function: n } }
  */
 size_t ptxsim_report_json(char *out, size_t capacity);
 

@@ -14,7 +14,7 @@ use crate::queue;
 /// Address of an exported function.
 pub type Symbol = *const c_void;
 
-/// Calls of driver functions: how many of each that `PTXSIM_FAIL` names, and which unsupported ones were asked for.
+/// Calls of driver functions: how many of each, and which unsupported ones were asked for.
 #[derive(Default)]
 struct Calls {
     counted: BTreeMap<&'static str, u64>,
@@ -88,19 +88,15 @@ pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
         .unwrap_or("panic without a message")
 }
 
-/// The code that `PTXSIM_FAIL` wants this call to return.
+/// Counts the call; the code that `PTXSIM_FAIL` wants it to return.
 fn injected(name: &'static str) -> Option<CUresult> {
-    let failures = &config::get().ok()?.failures;
-    if !failures.iter().any(|f| f.function == name) {
-        return None;
-    }
     let n = {
         let mut calls = lock(&CALLS);
         let n = calls.counted.entry(name).or_default();
         *n += 1;
         *n
     };
-    failures.iter().find(|f| f.function == name && f.call == n).map(|f| f.code)
+    config::get().ok()?.failures.iter().find(|f| f.function == name && f.call == n).map(|f| f.code)
 }
 
 /// The answer of a function, option or attribute that the simulator does not have, noted under its name.
@@ -122,7 +118,12 @@ pub fn unsupported_calls() -> BTreeMap<String, u64> {
     lock(&CALLS).unsupported.clone()
 }
 
-/// Forgets the unsupported calls and starts the counts of `PTXSIM_FAIL` anew.
+/// Calls by function.
+pub fn calls() -> BTreeMap<&'static str, u64> {
+    lock(&CALLS).counted.clone()
+}
+
+/// Forgets the unsupported calls and starts the counts anew.
 pub fn reset_calls() {
     *lock(&CALLS) = Calls::default();
 }

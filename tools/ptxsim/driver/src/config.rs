@@ -23,6 +23,8 @@ pub struct Config {
     pub seed: u64,
     /// `PTXSIM_FAIL`: the n-th call of a function returns an error instead.
     pub failures: Vec<Failure>,
+    /// `PTXSIM_DRIVER`: the version of CUDA that the driver says it is for (default 13000).
+    pub driver: i32,
     /// `PTXSIM_QUIET=1`: findings and complaints are recorded, not printed.
     pub quiet: bool,
 }
@@ -85,6 +87,7 @@ fn parse(var: impl Fn(&str) -> Option<String>) -> Result<Config, String> {
         failures: var("PTXSIM_FAIL").map_or(Ok(Vec::new()), |v| {
             v.split(',').map(str::trim).filter(|f| !f.is_empty()).map(parse_failure).collect()
         })?,
+        driver: number("PTXSIM_DRIVER", crate::device::VERSION as u64)?.min(i32::MAX as u64) as i32,
         quiet: number("PTXSIM_QUIET", 0)? != 0,
     })
 }
@@ -131,6 +134,7 @@ mod tests {
             ("PTXSIM_CHECKS", "all,-uninit"),
             ("PTXSIM_THREADS", "2"),
             ("PTXSIM_SEED", "9"),
+            ("PTXSIM_DRIVER", "12080"),
             (
                 "PTXSIM_FAIL",
                 "cuMemAlloc_v2:3=CUDA_ERROR_OUT_OF_MEMORY, cuLaunchKernel=CUDA_ERROR_LAUNCH_FAILED",
@@ -138,6 +142,7 @@ mod tests {
         ])
         .unwrap();
         assert_eq!((c.devices, c.gpu.name, c.memory, c.threads, c.seed), (4, "h100", 2 << 30, 2, 9));
+        assert_eq!(c.driver, 12080);
         assert!(!c.checks.has(Checks::UNINIT) && c.checks.has(Checks::SHARED_RACE));
         assert_eq!(c.failures[0], Failure { function: "cuMemAlloc_v2".into(), call: 3, code: 2 });
         assert_eq!(c.failures[1], Failure { function: "cuLaunchKernel".into(), call: 1, code: 719 });

@@ -15,7 +15,7 @@ use crate::stream::forbid_in_capture;
 use crate::types::{DeviceProperties, MemLocation};
 
 /// CUDA 13.0.
-const VERSION: i32 = 13000;
+pub const VERSION: i32 = 13000;
 /// Flags that a context may have.
 const CONTEXT_FLAGS: u32 = 0xff;
 
@@ -76,7 +76,7 @@ fn attribute(device: &Device, attribute: u32) -> Result<i32> {
         106 => gpu.blocks_per_sm as i32,        // MAX_BLOCKS_PER_MULTIPROCESSOR
         108 | 109 => 0,                         // MAX_PERSISTING_L2_CACHE_SIZE, MAX_ACCESS_POLICY_WINDOW_SIZE
         111 => 1024,                            // RESERVED_SHARED_MEMORY_PER_BLOCK
-        113 => 0,                               // READ_ONLY_HOST_REGISTER_SUPPORTED
+        113 => 1,                               // READ_ONLY_HOST_REGISTER_SUPPORTED
         115 => 1,                               // MEMORY_POOLS_SUPPORTED
         120 => hopper,                          // CLUSTER_LAUNCH
         126 => {
@@ -308,7 +308,7 @@ pub mod exports {
             state::init()
         }
         fn cuDriverGetVersion(out: *mut i32) {
-            put(out, VERSION)
+            put(out, crate::config::get().map_or(VERSION, |c| c.driver))
         }
         fn cuGetErrorName(code: u32, out: *mut *const c_char) {
             let found = describe(code);

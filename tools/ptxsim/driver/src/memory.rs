@@ -20,6 +20,9 @@ const PITCH: usize = 512;
 /// `cuMemHostAlloc`'s portable, mapped and write-combined; all three hold anyway.
 const HOST_FLAGS: u32 = 7;
 
+/// `CU_MEMHOSTREGISTER_READ_ONLY`: kernels do not write there, so that a file mapped read-only can be registered.
+const REGISTER_READ_ONLY: u32 = 8;
+
 /// Host memory that kernels may use at its own address.
 pub struct HostRange {
     pub bytes: u64,
@@ -148,11 +151,39 @@ fn allocate_host(bytes: usize, kind: HostKind, flags: u32) -> Result<u64> {
     Ok(at as u64)
 }
 
+/// Whether this process may read all of a range, and write it if `write`: what pinning its pages would find out.
+fn is_mapped(range: std::ops::Range<u64>, write: bool) -> bool {
+    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return true };
+    let mut at = range.start;
+    for line in maps.lines() {
+        // "7f0000000000-7f0000001000 rw-p ...", by ascending address.
+        let part = || {
+            let (bounds, rest) = line.split_once(' ')?;
+            let (from, to) = bounds.split_once('-')?;
+            let hex = |t| u64::from_str_radix(t, 16).ok();
+            Some((hex(from)?, hex(to)?, rest.starts_with('r') && (!write || rest[1..].starts_with('w'))))
+        };
+        if let Some((from, to, allowed)) = part()
+            && (from..to).contains(&at)
+        {
+            if !allowed {
+                return false;
+            }
+            at = to;
+        }
+        if at >= range.end {
+            return true;
+        }
+    }
+    false
+}
+
 fn map_host(at: *mut u8, bytes: usize, range: HostRange) -> Result<()> {
     let driver = driver()?;
+    let writable = range.kind != HostKind::Registered || range.flags & REGISTER_READ_ONLY == 0;
     for (i, device) in driver.devices.iter().enumerate() {
         // SAFETY: the range stays until `unmap_host`: it is the driver's own, or the program keeps it registered.
-        if unsafe { device.memory.map_host(at, bytes as u64, true) }.is_err() {
+        if unsafe { device.memory.map_host(at, bytes as u64, writable) }.is_err() {
             for device in &driver.devices[..i] {
                 let _ = device.memory.free(at as u64);
             }
@@ -488,6 +519,10 @@ api! {
         }
         if flags & 4 != 0 {
             return Err(unsupported("cuMemHostRegister(CU_MEMHOSTREGISTER_IOMEMORY)"));
+        }
+        let range = (at as u64).checked_add(bytes as u64).map(|end| at as u64..end);
+        if !range.is_some_and(|r| is_mapped(r, flags & REGISTER_READ_ONLY == 0)) {
+            return Err(CUDA_ERROR_INVALID_VALUE);
         }
         let range = HostRange {
             bytes: bytes as u64,

@@ -61,6 +61,8 @@ struct Json<'a> {
     reports: &'a [Report],
     found: &'a BTreeMap<String, u64>,
     unsupported: BTreeMap<String, u64>,
+    /// Calls of the program, by function.
+    calls: BTreeMap<&'static str, u64>,
 }
 
 static RECORDS: Mutex<Records> = Mutex::new(Records {
@@ -146,6 +148,7 @@ fn json() -> String {
         reports: &records.reports,
         found: &records.found,
         unsupported: abi::unsupported_calls(),
+        calls: abi::calls(),
     };
     serde_json::to_string(&json).unwrap_or_else(|e| format!("{{\"error\":\"{e}\"}}"))
 }

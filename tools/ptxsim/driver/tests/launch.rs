@@ -47,6 +47,56 @@ fn vector_add() {
     assert!(report["launches"][0]["occupancy_model"]["blocks_per_sm"].as_u64().unwrap() >= 2);
 }
 
+/// A file of 16 GiB, mapped read-only: kernels read it where it is, and nothing of that size is made for it.
+#[test]
+fn a_mapped_file_is_read_in_place() {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::FileExt;
+    const BYTES: usize = 16 << 30;
+    const AT: usize = 13 << 30;
+    let _turn = common::driver(&ENV);
+    common::reset();
+    let ctx = CudaContext::new(0).unwrap();
+    let stream = ctx.default_stream();
+    let module = module(&ctx);
+    let add = module.load_function("add").unwrap();
+    let x: Vec<f32> = (0..3000).map(|i| i as f32).collect();
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(BYTES as u64).unwrap();
+    let bytes: Vec<u8> = x.iter().flat_map(|v| v.to_le_bytes()).collect();
+    file.write_all_at(&bytes, AT as u64).unwrap();
+    // SAFETY: a new map of a file that nobody else changes; it is registered while it is mapped, kernels read inside it, and
+    // what must not be written is refused.
+    unsafe {
+        let at =
+            libc::mmap(std::ptr::null_mut(), BYTES, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0);
+        assert_ne!(at, libc::MAP_FAILED);
+        let register = |bytes, flags| sys::cuMemHostRegister_v2(at, bytes, flags);
+        assert_eq!(register(BYTES, sys::CU_MEMHOSTREGISTER_DEVICEMAP), CUresult::CUDA_ERROR_INVALID_VALUE);
+        let flags = sys::CU_MEMHOSTREGISTER_DEVICEMAP | sys::CU_MEMHOSTREGISTER_READ_ONLY;
+        assert_eq!(register(usize::MAX / 2, flags), CUresult::CUDA_ERROR_INVALID_VALUE);
+        register(BYTES, flags).result().unwrap();
+        let mut mapped = 0u64;
+        sys::cuMemHostGetDevicePointer_v2(&mut mapped, at, 0).result().unwrap();
+        let mut y = stream.clone_htod(&vec![0.5f32; 3000]).unwrap();
+        let (from, n) = (mapped + AT as u64, 3000i32);
+        let config = LaunchConfig::for_num_elems(3000);
+        // The race shadow starts afresh every 63 launches.
+        for _ in 0..130 {
+            stream.launch_builder(&add).arg(&mut y).arg(&from).arg(&n).launch(config).unwrap();
+        }
+        let y = stream.clone_dtoh(&y).unwrap();
+        assert!(y.iter().enumerate().all(|(i, v)| *v == 130.0 * i as f32 + 0.5));
+        assert_eq!(common::json()["found"], serde_json::json!({}));
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let anonymous = status.lines().find_map(|l| l.strip_prefix("RssAnon:")).unwrap();
+        let kib: u64 = anonymous.trim().trim_end_matches(" kB").trim().parse().unwrap();
+        assert!(kib < 1 << 20, "{kib} KiB");
+        sys::cuMemHostUnregister(at).result().unwrap();
+        libc::munmap(at, BYTES);
+    }
+}
+
 #[test]
 fn launch_parameters_may_come_in_a_buffer() {
     let _turn = common::driver(&ENV);

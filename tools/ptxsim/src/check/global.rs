@@ -94,10 +94,8 @@ pub(crate) fn fence(cx: &mut Cx) {
 pub(crate) fn begin(allocs: &[std::sync::Arc<Alloc>], launch: u32) -> u32 {
     let round = launch / 63;
     for a in allocs {
-        if a.shadow_epoch.swap(round, Relaxed) != round
-            && let Some(s) = a.shadow_if_any()
-        {
-            s.iter().for_each(|w| w.store(0, Relaxed));
+        if a.shadow_epoch.swap(round, Relaxed) != round {
+            a.clear_shadow();
         }
     }
     launch % 63 + 1

@@ -13,7 +13,7 @@ use crate::check::shared::SharedShadow;
 use crate::program::Program;
 use crate::report::{FaultKind, ReportKind};
 
-/// Backward branches after which a fragment lets others run.
+/// Backward branches and calls after which a warp lets others run.
 pub(crate) const FUEL: i32 = 2000;
 /// No node, no frame.
 pub(crate) const NONE: u32 = u32::MAX;
@@ -229,6 +229,28 @@ impl Warp {
         }
     }
 
+    /// The fragment `f` waits for lanes of its own warp. Those that have arrived above it, where they would wait for this very
+    /// fragment, go on without it; answers whether there were any.
+    pub fn part(&mut self, f: usize, wanted: u32) -> bool {
+        let mut parted = false;
+        let mut at = self.frags[f].node;
+        while at != NONE {
+            let n = self.nodes[at as usize];
+            if n.arrived & wanted != 0 {
+                self.nodes[at as usize].arrived = 0;
+                if n.parent != NONE {
+                    self.nodes[n.parent as usize].pending += 1;
+                }
+                let state = State::Ready;
+                self.frags.push(Frag { pc: n.rpc, mask: n.arrived, node: n.parent, frame: n.frame, state });
+                self.settle();
+                parted = true;
+            }
+            at = n.parent;
+        }
+        parted
+    }
+
     /// Index of a fragment that can run.
     fn ready(&self) -> Option<usize> {
         self.frags.iter().rposition(|f| f.state == State::Ready)
@@ -398,12 +420,14 @@ impl Block {
         for k in 0..self.nwarps {
             let w = self.order[k] as usize;
             let mut turns = 0;
+            cx.fuel = FUEL;
             while let Some(f) = self.warps[w].ready() {
                 ran = true;
                 turns += 1;
                 match self.run(cx, w, f) {
                     Stop::Fault => return Pass::Fault,
                     Stop::Yield => {
+                        cx.fuel = FUEL;
                         // The fragment goes to the back, so that its sisters run first.
                         let frags = &mut self.warps[w].frags;
                         frags.rotate_right(1);
@@ -411,7 +435,9 @@ impl Block {
                             break;
                         }
                     }
-                    _ => {}
+                    // Fragments that end and make others are a way to go on for ever, too.
+                    _ if cx.fuel <= 1 => break,
+                    _ => cx.fuel -= 1,
                 }
             }
         }
@@ -434,7 +460,6 @@ impl Block {
         cx.node = frag.node;
         cx.frame = frag.frame;
         cx.rpc = if frag.node == NONE { NONE } else { warp.nodes[frag.node as usize].rpc };
-        cx.fuel = FUEL;
         cx.watch_registers = cx.prog().has_wgmma && cx.track_shared;
         cx.warp = warp;
         // The fragment is out of the list while it runs.
@@ -482,6 +507,20 @@ impl Block {
                 }
             }
         }
+    }
+
+    /// Nobody can run: lets lanes go on that wait for lanes of their warp which wait at a barrier for them. Answers
+    /// whether there are any.
+    pub fn part(&mut self) -> bool {
+        let mut parted = false;
+        for w in &mut self.warps[..self.nwarps] {
+            for f in 0..w.frags.len() {
+                if matches!(w.frags[f].state, State::Waiting(Wait::Barrier(_))) {
+                    parted |= w.part(f, u32::MAX);
+                }
+            }
+        }
+        parted
     }
 
     /// Nobody can run: who waits for what.

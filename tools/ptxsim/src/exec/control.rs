@@ -330,6 +330,12 @@ fn enter(cx: &mut Cx, call: u32, function: u32, mask: u32) -> Flow {
     cx.rpc = back;
     cx.mask = mask;
     cx.pc = layout.entry;
+    // Calls can be as many as the backward branches of a loop.
+    cx.fuel -= 1;
+    if cx.fuel <= 0 {
+        cx.stop = Stop::Yield;
+        return Flow::Stop;
+    }
     Flow::Next
 }
 

@@ -69,6 +69,7 @@ pub(crate) fn release_lanes(warp: &mut Warp) {
         };
         let here = warp.frags.iter().filter(|f| same(&f.state)).fold(0, |m, f| m | f.mask);
         if mask & live & !here != 0 {
+            warp.part(i, mask & live & !here);
             i += 1;
             continue;
         }

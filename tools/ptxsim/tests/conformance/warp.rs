@@ -182,6 +182,41 @@ fn loops_of_different_lengths_meet_again() {
     });
 }
 
+/// Lanes that a branch left aside are waited for by the others: they go on to where they end or meet them.
+#[test]
+fn lanes_past_a_branch_are_not_held_up_by_those_that_wait_for_them() {
+    let branch = "setp.lt.u32 %p, $a, 2; @!%p bra past;\n";
+    // As Numba's reduction does: two lanes wait for all, the others end.
+    let ends = format!(
+        ".reg .pred %p; mov.u32 $d, 1; {branch} bar.warp.sync -1; mov.u32 $d, 2;\npast: @!%p bra end;\nend:"
+    );
+    check(&ends, &["b32", "b32"], &lanes(|i| vec![i]), |r| Bits(1 + u64::from(r[0] < 2)));
+    // The others come to a barrier of their own.
+    for barrier in ["bar.warp.sync -1;", "barrier.sync 0;"] {
+        let code = format!(
+            ".reg .pred %p; mov.u32 $d, 1; {branch} {barrier} mov.u32 $d, 2;\npast: @%p bra end;\n{barrier}\nend:"
+        );
+        let rows: Vec<Vec<u64>> = (0..64).map(|i| vec![i]).collect();
+        check(&code, &["b32", "b32"], &rows, |r| Bits(1 + u64::from(r[0] < 2)));
+    }
+}
+
+#[test]
+fn calls_without_end_are_given_up() {
+    use ptxsim::{FaultKind, LaunchConfig, LoadedModule, Memory, Module, Options, launch};
+    // Each calls the next twice: 2^40 calls, none of them deep.
+    let mut ptx = String::from(".version 9.0\n.target sm_80\n.address_size 64\n.func f0() { ret; }\n");
+    for i in 1..=40 {
+        ptx += &format!(".func f{i}() {{ call.uni f{0}; call.uni f{0}; ret; }}\n", i - 1);
+    }
+    ptx += ".visible .entry k() { call.uni f40; ret; }\n";
+    let memory = Memory::new(1 << 20);
+    let module = LoadedModule::load(Module::parse(&ptx).unwrap().into(), &memory).unwrap();
+    let options = Options { max_instructions: 100_000, ..Options::default() };
+    let report = launch(&memory, &module, "k", &LaunchConfig::new(1, 32), &options).unwrap();
+    assert_eq!(report.fault.unwrap().kind, FaultKind::Timeout);
+}
+
 #[test]
 fn calls() {
     use ptxsim::{LaunchConfig, LoadedModule, Memory, Module, Options, launch};

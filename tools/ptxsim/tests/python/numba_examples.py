@@ -71,6 +71,11 @@ def to_polar(z, r, phi):
         r[i], phi[i] = polar(z[i].real, z[i].imag)
 
 
+@cuda.reduce
+def sum_reduce(a, b):
+    return a + b
+
+
 @cuda.jit
 def out_of_bounds(x):
     x[x.size + cuda.threadIdx.x] = 1
@@ -98,6 +103,11 @@ def main():
     block_sums[math.ceil(a.size / 256), 256](a, total)
     np.testing.assert_allclose(total[0], a.sum(dtype=np.float64), rtol=1e-5)
     print("reduction: right")
+
+    for n in (1, 33, 128, 1234, 100_000):
+        x = np.arange(n, dtype=np.float64)
+        assert sum_reduce(x) == x.sum() and sum_reduce(x, init=5.0) == x.sum() + 5, n
+    print("@cuda.reduce: right")
 
     z = rng.random(500) + 1j * rng.random(500)
     r, phi = np.zeros(500), np.zeros(500)
@@ -135,7 +145,7 @@ def main():
         print("a store out of bounds: CUDA_ERROR_ILLEGAL_ADDRESS")
     else:
         raise AssertionError("a store out of bounds went unseen")
-    print("numba: 6 passed, 0 failed", flush=True)
+    print("numba: 7 passed, 0 failed", flush=True)
     # Its context is dead: freeing what is in it would fail, as on a GPU.
     os._exit(0)
 

@@ -1,0 +1,154 @@
+//! The host's work before a run: a picture's pixels at the model's size, its expressions as token ids. Any thread can do it.
+
+use super::{Prompting, Request};
+use crate::device::Choice;
+use crate::image::{Rgb, resize_bicubic};
+use crate::models::mllmseg::Model;
+use crate::text::{Prompts, Sequence, Tokenizer, UserText};
+use crate::{Error, Result};
+use std::sync::Arc;
+
+/// Pixels of a picture that a device resizes; larger ones would take more of its memory than a mask decoder.
+const MAX_DEVICE_PIXELS: usize = 32 << 20;
+
+/// Makes requests ready for an engine of the same model. Cheap to clone; clones may work on several threads at once.
+#[derive(Clone)]
+pub struct Preprocessor {
+    tokenizer: Arc<Tokenizer>,
+    system_message: Option<String>,
+    image_tokens: usize,
+    /// Side of the model's input, in pixels.
+    size: usize,
+    user_text: UserText,
+    /// Pictures of more pixels are resized here, others by the device.
+    most_pixels: usize,
+}
+
+/// A picture as the model sees it, with what is asked of it; made by [`Preprocessor::prepare`].
+pub struct Prepared {
+    /// Width and height of the source picture, in pixels.
+    pub(super) size: [usize; 2],
+    /// The source, or the source resized to the model's input: resizing that again changes nothing. None if nothing can be asked.
+    pub(super) picture: Option<Rgb>,
+    pub(super) asked: Vec<Asked>,
+    /// Expressions that cannot be used, by place.
+    pub(super) unusable: Vec<(usize, Error)>,
+    pub(super) expressions: usize,
+}
+
+/// A sequence and the expressions that its slots answer.
+pub(super) struct Asked {
+    pub sequence: Sequence,
+    pub expressions: Vec<usize>,
+}
+
+impl Prepared {
+    /// How many expressions it was asked with.
+    pub fn expressions(&self) -> usize {
+        self.expressions
+    }
+
+    /// Rows of text that a run packs for it.
+    pub fn rows(&self) -> usize {
+        self.asked.iter().map(|a| a.sequence.ids.len()).sum()
+    }
+}
+
+impl Preprocessor {
+    pub(super) fn new(model: &Model, tokenizer: Arc<Tokenizer>, user_text: UserText, device: Choice) -> Self {
+        let config = &model.config;
+        Self {
+            tokenizer,
+            system_message: config.system_message.clone(),
+            image_tokens: config.image_tokens(),
+            size: config.force_image_size,
+            user_text,
+            most_pixels: if device == Choice::Cpu { 0 } else { MAX_DEVICE_PIXELS },
+        }
+    }
+
+    /// The prompts of this model.
+    ///
+    /// # Errors
+    /// Those of [`Prompts::new`].
+    pub fn prompts(&self) -> Result<Prompts<'_>> {
+        Prompts::new(&self.tokenizer, self.system_message.as_deref(), self.image_tokens, self.user_text)
+    }
+
+    /// Rows of text that these expressions take, and the errors of those that cannot be used, by place.
+    ///
+    /// # Errors
+    /// Those of the model's prompts.
+    pub fn rows(&self, expressions: &[&str], prompting: Prompting) -> Result<(usize, Vec<(usize, Error)>)> {
+        let mut unusable = Vec::new();
+        let asked = ask(&self.prompts()?, expressions, prompting, &mut unusable);
+        Ok((asked.iter().map(|a| a.sequence.ids.len()).sum(), unusable))
+    }
+
+    /// Resizes where the device does not, and tokenizes. An expression that cannot be used gets its error as its answer later.
+    ///
+    /// # Errors
+    /// Those that concern the picture or the model's prompts.
+    pub fn prepare(&self, request: &Request) -> Result<Prepared> {
+        let expressions: Vec<&str> = request.expressions.iter().map(String::as_str).collect();
+        self.prepare_parts(&request.picture, &expressions, request.prompting)
+    }
+
+    /// [`prepare`](Self::prepare) of borrowed parts.
+    ///
+    /// # Errors
+    /// As [`prepare`](Self::prepare).
+    pub fn prepare_parts(
+        &self,
+        picture: &Rgb,
+        expressions: &[&str],
+        prompting: Prompting,
+    ) -> Result<Prepared> {
+        let mut unusable = Vec::new();
+        let asked = ask(&self.prompts()?, expressions, prompting, &mut unusable);
+        let size = [picture.width, picture.height];
+        let picture = match asked[..] {
+            [] => None,
+            _ if size[0] * size[1] <= self.most_pixels => Some(picture.clone()),
+            _ => Some(resize_bicubic(picture, self.size, self.size)?),
+        };
+        Ok(Prepared { size, picture, asked, unusable, expressions: expressions.len() })
+    }
+}
+
+/// The sequences of one picture; an expression that cannot be used goes to `unusable`.
+fn ask(
+    prompts: &Prompts,
+    expressions: &[&str],
+    prompting: Prompting,
+    unusable: &mut Vec<(usize, Error)>,
+) -> Vec<Asked> {
+    let mut asked = Vec::new();
+    for (i, e) in expressions.iter().enumerate() {
+        let sequence = match prompting {
+            Prompting::Single | Prompting::Joint => prompts.single(e),
+            Prompting::Phrase => prompts.phrase(e),
+            Prompting::Reasoning => prompts.reasoning(e),
+        };
+        match sequence {
+            Ok(sequence) => asked.push(Asked { sequence, expressions: vec![i] }),
+            Err(e) => unusable.push((i, e)),
+        }
+    }
+    if prompting == Prompting::Joint && asked.len() > 1 {
+        let usable: Vec<usize> = asked.iter().flat_map(|a| a.expressions.iter().copied()).collect();
+        match prompts.joint(&usable.iter().map(|&i| expressions[i]).collect::<Vec<_>>()) {
+            Ok(sequence) => return vec![Asked { sequence, expressions: usable }],
+            Err(e) => {
+                let text = e.to_string();
+                for i in usable {
+                    let expected = "expressions that fit one sequence (or single prompting)".into();
+                    let (what, found) = ("joint prompt".into(), text.clone());
+                    unusable.push((i, Error::Text { what, expected, found }));
+                }
+                return Vec::new();
+            }
+        }
+    }
+    asked
+}
