@@ -121,8 +121,10 @@ __device__ __forceinline__ void soften(Sums<kFrags>& span, float (&s)[kKeys / 8]
         }
         top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
         top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
-        const float scaled = __fmul_rn(top, kScale), shrink = ex2(fmaf(span.largest[half], kScale, -scaled));
+        const float scaled = __fmul_rn(top, kScale);
         const bool grew = top > span.largest[half];
+        // Exactly one where it did not grow: then it does not matter whether another row of the warp did.
+        const float shrink = grew ? ex2(fmaf(span.largest[half], kScale, -scaled)) : 1.f;
         span.largest[half] = top;
         float total = 0.f;
 #pragma unroll

@@ -138,7 +138,6 @@ pub struct Prompt {
 pub(super) struct History {
     cells: Vec<Cell>,
     held: Held,
-    clean: usize,
     rotation: usize,
 }
 
@@ -254,8 +253,6 @@ struct Sequence {
     keys: Vec<Key>,
     /// Tokens whose K and V are there.
     done: usize,
-    /// Of those, the first ones that were all computed as parts of prompts, and may be shared: a step's K and V can differ in their last bits.
-    clean: usize,
     rotation: usize,
     since: Instant,
     first: Option<Instant>,
@@ -463,8 +460,7 @@ impl Generator {
             s.reply.timings.decode_ms = ms(now - first);
             s.held.truncate(s.done.div_ceil(PAGE));
             s.cells.truncate(s.done);
-            s.reply.history =
-                Some(History { cells: s.cells, held: s.held, clean: s.clean, rotation: s.rotation });
+            s.reply.history = Some(History { cells: s.cells, held: s.held, rotation: s.rotation });
             events.push(Event::Done(s.id, Box::new(s.reply)));
         }
     }
@@ -511,7 +507,6 @@ impl Generator {
         // At least the last row is computed: the first token of the answer follows from it.
         let mut held = self.pages.find(&keys[..(len - 1) / PAGE]);
         let mut done = held.numbers().len() * PAGE;
-        let mut clean = done;
         // Of an earlier turn's pages those are kept that hold more of this prompt than was found, and no others.
         let history = waiting.prompt.history.take().filter(|h| h.rotation == rotation).and_then(|mut h| {
             let mut same = cells[..len - 1].iter().zip(&h.cells).take_while(|(a, b)| a == b).count();
@@ -523,7 +518,7 @@ impl Generator {
             (same > done).then_some(h)
         });
         if let Some(h) = &history {
-            (done, clean) = (h.cells.len(), h.clean.min(h.cells.len()));
+            done = h.cells.len();
         }
         let kept = history.as_ref().map_or(held.numbers(), |h| h.held.numbers()).len();
         let limit = waiting.generation.max_new_tokens.min(self.pages.count().0 * PAGE - len);
@@ -548,7 +543,6 @@ impl Generator {
             held,
             keys,
             done,
-            clean,
             rotation,
             since,
             first: None,
@@ -643,10 +637,7 @@ impl Generator {
         let s = self.running[place].as_mut().expect("a sequence");
         s.reply.timings.vision_ms += ms(seen);
         s.done = end;
-        if s.clean == start {
-            s.clean = end;
-        }
-        for (&page, &key) in s.held.numbers().iter().zip(&s.keys).take(s.clean / PAGE) {
+        for (&page, &key) in s.held.numbers().iter().zip(&s.keys).take(s.done / PAGE) {
             self.pages.publish(page, key);
         }
         if answer {

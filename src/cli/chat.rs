@@ -268,7 +268,7 @@ impl<'a> Session<'a> {
 /// What an answer cost, for a person.
 fn summary(r: &Reply) -> String {
     let speed = r.tokens_per_second().map_or(String::new(), |s| format!(", then {s:.1} tokens/s"));
-    let per_step = (r.tokens.len() - 1) as f64 / r.steps.max(1) as f64;
+    let per_step = r.tokens.len().saturating_sub(1) as f64 / r.steps.max(1) as f64;
     let guessed = if r.accepted > 0 { format!(", {per_step:.1} a step") } else { String::new() };
     format!(
         "[{} tokens behind {} ({} kept), the first after {:.2} s{speed}{guessed}]",

@@ -135,7 +135,7 @@ fn one(args: &Args, split: &Split, protocol: Protocol, state: &mut State) -> Res
     let settings = Settings { out: args.out.join(&name), ..Settings::default() };
     let out = settings.out.clone();
     let (disk, stats) = (Disk::default(), Stats::default());
-    let options = args.compute.how.results_depend_on();
+    let options = args.compute.on.how.results_depend_on();
     let open = || args.compute.open(&args.model);
     let (position, length) = (AtomicU64::new(0), split.pictures.len() as u64);
     let done = progress(&stats, (&position, length), || {
