@@ -8,7 +8,8 @@ use mllmseg::checkpoint::{Checkpoint, names};
 use mllmseg::device::cuda::{self, Usage};
 use mllmseg::device::gpu::{ARCHS, occupancy};
 use mllmseg::graph::Graph;
-use mllmseg::models::mllmseg::{self as model, Model, Savings, States};
+use mllmseg::models::chat;
+use mllmseg::models::mllmseg::{self as model, Model, PictureRoom, Savings, States};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs::File;
@@ -67,10 +68,21 @@ fn add_model(launches: &mut Launches, checkpoint: &Arc<Checkpoint>) {
             let (image, io) = model::image(&m, s, &kv, images, image_rows, savings).unwrap();
             let (text, text_io) = model::text(&m, s, &kv, [rows, q, q], savings).unwrap();
             let masks = model::masks(&m, s, &io.sa, &text_io.t_q, q, q << 16, savings).unwrap().0;
+            let room = PictureRoom { bytes: images << 20, tables: images << 12, lines: images << 10 };
+            add(launches, &model::pictures(&m, s, &io.patches, images, room).unwrap().0);
             for graph in [&model::system(&m, s, &kv, 60).unwrap().0, &image, &text, &masks] {
                 add(launches, graph);
             }
         }
+    }
+    let (m_chat, _) = chat::Model::bind(checkpoint).unwrap();
+    let buffers = chat::Buffers::new(&m_chat, &mut States::default(), 64);
+    add(launches, &chat::vision(&m_chat, &buffers, 3).unwrap());
+    for rows in [32, chat::PROMPT_ROWS] {
+        add(launches, &chat::prompt(&m_chat, &buffers, rows, true).unwrap());
+    }
+    for rows in 1..=chat::STEP_ROWS {
+        add(launches, &chat::step(&m_chat, &buffers, rows).unwrap());
     }
     let mut states = States::default();
     add(launches, &model::whole(&m, &mut states, 400, 3, 3 << 16).unwrap().0);

@@ -67,6 +67,7 @@ stage driver '^(warning|error)|Finished' cargo build --locked --release -p ptxsi
 stage numba-pycuda . tools/ptxsim/tests/python/run
 if [ "$slow" ]; then
     stage slow-tests "$results" cargo test --locked --release --workspace --no-fail-fast -- --ignored
+    stage gpu-check . tools/gpu-check --sim
     stage python-env . python_env
     stage torch-env . torch_env
     stage torch-files . target/check/torch/bin/python tools/convert/test_to_safetensors.py --torch
