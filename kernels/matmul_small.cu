@@ -235,13 +235,20 @@ __device__ __forceinline__ void matmul_small(void* y_, const bf16* x, const bf16
     }
 }
 
+// On sm_100 ptxas aims at seven blocks of 128 threads a multiprocessor, for which it spills a register.
+#if __CUDA_ARCH__ == 1000
+#define BOUNDS(threads) __launch_bounds__(threads, 640 / (threads))
+#else
+#define BOUNDS(threads) __launch_bounds__(threads)
+#endif
+
 #define INSTANCE(columns)                                                                                                \
     extern "C" __global__ void __launch_bounds__(columns * 4) matmul_small_bf16_##columns(                               \
         bf16* y, const bf16* x, const bf16* w, const bf16* b, const bf16* ls, const bf16* norm, float eps, int M, int N, \
         int K, int then) {                                                                                               \
         matmul_small<columns / 8, kBf16>(y, x, w, nullptr, b, ls, norm, eps, M, N, K, then);                             \
     }                                                                                                                    \
-    extern "C" __global__ void __launch_bounds__(columns * 4) matmul_small_silu_mul_bf16_##columns(                      \
+    extern "C" __global__ void BOUNDS(columns * 4) matmul_small_silu_mul_bf16_##columns(                                 \
         bf16* y, const bf16* x, const bf16* w, const bf16* w3, const bf16* norm, float eps, int M, int N, int K) {       \
         matmul_small<columns / 8, kSiluMul>(y, x, w, w3, nullptr, nullptr, norm, eps, M, N, K, kStore);                  \
     }                                                                                                                    \
