@@ -185,7 +185,7 @@ fn run(
     }
     let q = slots.len();
     let mut states = States::default();
-    let (graph, io) = whole(model, &mut states, t, q, q)?;
+    let (graph, io) = whole(model, &mut states, t, q)?;
     states.tensors.iter().try_for_each(|t| device.allocate(t))?;
     fill(device, &io, input, &rows, &read, &slots)?;
 
@@ -204,7 +204,7 @@ fn run(
         Ok(())
     })?;
     out.insert("logits_prev_argmax".into(), ints(device.read_i32(&io.token)?));
-    let (size, mask) = (config.force_image_size, device.f32(&io.masks.probability)?);
+    let (size, mask) = (config.force_image_size, device.f32(&io.probability)?);
     let mut resized = Vec::new();
     for (i, mask) in mask.chunks_exact(size * size).enumerate() {
         out.insert(format!("dec.mask_bits.{i}"), bits(mask));
@@ -238,10 +238,8 @@ fn fill(
     device.write_i32(&io.rows.segments, &Segment { rows: (0, t), seen: [(0, 0); 2], kv: 0 }.fields())?;
     device.write_i32(&io.read, read)?;
     device.write_i32(&io.slot_rows, slots)?;
-    device.write_i32(&io.masks.slots, &(0..slots.len() as i32).collect::<Vec<_>>())?;
-    device.write_i32(&io.masks.image_of, &vec![0i32; slots.len()])?;
-    // the dump resizes by itself, as it shows probabilities: one pixel each here
-    device.write_i32(&io.masks.masks, &(0..slots.len() as i32).flat_map(|i| [i, 1, 1]).collect::<Vec<_>>())
+    device.write_i32(&io.slots.slots, &(0..slots.len() as i32).collect::<Vec<_>>())?;
+    device.write_i32(&io.slots.image_of, &vec![0i32; slots.len()])
 }
 
 /// `value >= 0.5`, packed 8 a byte, most significant bit first.

@@ -18,7 +18,7 @@ use crate::models::llm::Rows;
 use crate::models::mllmseg::{
     self, Image, Masks, Model, PictureData, PictureRoom, Pictures, Savings, Segment, States, Text, write_rows,
 };
-use crate::ops::{DESCRIPTOR, KvCache};
+use crate::ops::{DESCRIPTOR, KvCache, STATS};
 use crate::plan::Plan;
 use crate::reference::Precision;
 use crate::text::{Prompts, Tokenizer, UserText};
@@ -35,12 +35,12 @@ pub const MAX_IMAGES: usize = 8;
 const MAX_ROWS: usize = 2048;
 /// Masks of one run: the decoder's activations are about 30 MB each in f32.
 const MAX_SLOTS: usize = 16;
-/// Pixels of masks at their sources' sizes in one run.
-const MAX_MASK_PIXELS: usize = 256 << 20;
+/// Words of 32 pixels of masks at their sources' sizes in one run.
+const MAX_MASK_WORDS: usize = 64 << 20;
 /// Rows of packed text are made in multiples of this on devices that keep plans.
 const TEXT_STEP: usize = 32;
-/// Pixels of masks likewise.
-const MASK_STEP: usize = 1 << 16;
+/// Words of masks likewise.
+const MASK_STEP: usize = 1 << 12;
 /// K/V rows are made in multiples of this, so that requests of similar length share a plan's buffers.
 const KV_STEP: usize = 256;
 
@@ -197,8 +197,8 @@ struct Session {
     images: HashMap<[usize; 1], Kept<Image>>,
     /// By rows, sequences and slots.
     texts: HashMap<[usize; 3], Kept<Text>>,
-    /// By masks, pixels of masks, rows of hidden states, and images.
-    masks: HashMap<[usize; 4], Kept<Masks>>,
+    /// By masks, words of masks, rows of hidden states, images, and whether probabilities are kept.
+    masks: HashMap<[usize; 5], Kept<Masks>>,
 }
 
 /// A sequence of one of the pictures of a run.
@@ -222,8 +222,9 @@ struct Slot<'a> {
 }
 
 impl Slot<'_> {
-    fn pixels(&self) -> usize {
-        self.of.size[0] * self.of.size[1]
+    /// Words of its mask's bits.
+    fn words(&self) -> usize {
+        self.of.size[0].div_ceil(32) * self.of.size[1]
     }
 }
 
@@ -507,7 +508,8 @@ impl Engine {
         let kv = states.kv_cache(&m.config, cap);
         let (image, io) = mllmseg::image(m, &mut states, &kv, images, image_rows, savings)?;
         let (text, text_io) = mllmseg::text(m, &mut states, &kv, [rows, masks, masks], savings)?;
-        let (mask, _) = mllmseg::masks(m, &mut states, &io.sa, &text_io.t_q, masks, pixels, savings)?;
+        let (mask, _) =
+            mllmseg::masks(m, &mut states, &io.sa, &text_io.t_q, masks, pixels.div_ceil(32), false, savings)?;
         let bytes = |t: &Tensor| (t.len() * t.dtype.bytes(act)) as u64;
         let arena = [image, text, mask].into_iter().map(|g| Plan::new(g, act).map(|p| p.arena_bytes));
         let arena = arena.collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or(0);
@@ -750,28 +752,32 @@ impl Engine {
             let mut places = Vec::new(); // (Q, DESCRIPTOR)
             let mut used = 0;
             for slot in slots[first..].iter().take(at_once) {
-                if used > 0 && used + slot.pixels() > MAX_MASK_PIXELS {
+                if used > 0 && used + slot.words() > MAX_MASK_WORDS {
                     break;
                 }
                 places.extend([used, slot.of.size[1], slot.of.size[0]].map(|v| v as i32));
-                used += slot.pixels();
+                used += slot.words();
             }
             let q = places.len() / DESCRIPTOR;
-            let pixels = bucket(self.device.as_ref(), used, MASK_STEP);
-            let masks = kept(&mut session.masks, [q, pixels, shape[2], images], || {
+            let words = bucket(self.device.as_ref(), used, MASK_STEP);
+            let shape = [q, words, shape[2], images, usize::from(keep_probabilities)];
+            let masks = kept(&mut session.masks, shape, || {
                 states.tensors.truncate(session.kept);
                 states.tensors.extend_from_slice(&image.tensors);
                 states.tensors.extend_from_slice(&text.tensors);
-                let (graph, io) = mllmseg::masks(model, states, sa, t_q, q, pixels, savings)?;
+                let (graph, io) =
+                    mllmseg::masks(model, states, sa, t_q, q, words, keep_probabilities, savings)?;
                 Ok(Kept { plan: Plan::new(graph, act)?, io, tensors: states.tensors[first_masks..].to_vec() })
             })?;
             let (io, these) = (&masks.io, &slots[first..first + q]);
             let prepared = masks.tensors.iter().try_for_each(|t| self.device.allocate(t)).and_then(|()| {
-                self.device.write_i32(&io.slots, &(first as i32..(first + q) as i32).collect::<Vec<_>>())?;
-                self.device
-                    .write_i32(&io.image_of, &these.iter().map(|s| s.of.image as i32).collect::<Vec<_>>())?;
-                self.device.write_i32(&io.masks, &places)?;
-                run(self.device.as_mut(), "masks", &masks.plan, &mut self.timings, &mut self.observer)
+                let device = self.device.as_mut();
+                let rows: Vec<i32> = (first as i32..(first + q) as i32).collect();
+                device.write_i32(&io.slots.slots, &rows)?;
+                let image_of: Vec<i32> = these.iter().map(|s| s.of.image as i32).collect();
+                device.write_i32(&io.slots.image_of, &image_of)?;
+                device.write_i32(&io.masks, &places)?;
+                run(device, "masks", &masks.plan, &mut self.timings, &mut self.observer)
             });
             match prepared {
                 Err(Error::OutOfMemory { .. }) if q > 1 => {
@@ -780,22 +786,23 @@ impl Engine {
                 }
                 other => other?,
             }
-            let scores = self.device.f32(&io.score)?;
-            let pixels = self.device.read_u8(&io.mask.rows(0..used))?;
-            for (i, slot) in these.iter().enumerate() {
+            let stats = self.device.read_i32(&io.stats)?;
+            let bits = self.device.read_i32(&io.bits.rows(0..used))?;
+            for (i, (slot, stats)) in these.iter().zip(stats.chunks_exact(STATS)).enumerate() {
                 let at = places[i * DESCRIPTOR] as usize;
-                let probability = self.device.f32(&io.probability.index(i))?;
+                let probability =
+                    io.probability.as_ref().map(|p| self.device.f32(&p.index(i))).transpose()?;
                 let state = self.device.f32(&t_q.index(first + i))?;
-                let answer = if state.iter().chain(&probability).any(|v| v.is_nan()) {
+                let answer = if stats[5] != 0 || state.iter().any(|v| v.is_nan()) {
                     let expected = "weights that give probabilities (`mllmseg inspect --values` finds those that are not finite)";
                     Err(Error::file(&self.checkpoint.dir, expected, "NaN"))
                 } else {
                     let [w, h] = slot.of.size;
-                    Mask::new(w, h, pixels[at..at + w * h].to_vec()).map(|mask| Answer {
+                    Mask::from_bits(w, h, &bits[at..at + slot.words()]).map(|mask| Answer {
                         mask,
-                        score: scores[i],
+                        score: score(stats),
                         no_target: rejected.is_some_and(|rej| rej as i32 == tokens[first + i]),
-                        probability: keep_probabilities.then_some(probability),
+                        probability,
                     })
                 };
                 each(slot.of.picture, slot.expression, answer);
@@ -804,6 +811,12 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Mean probability over the pixels of a mask with these statistics; 0 where there is none.
+fn score(stats: &[i32]) -> f32 {
+    let sum = u64::from(stats[7] as u32) << 32 | u64::from(stats[6] as u32);
+    if stats[0] == 0 { 0.0 } else { (sum as f64 / f64::from(1 << 30) / f64::from(stats[0])) as f32 }
 }
 
 /// Runs a plan; adds its nodes' times to their stages.

@@ -228,7 +228,7 @@ fn nvtx_ranges_are_named_by_node() {
         assert!((0..=1).contains(&depth), "ranges of nodes do not nest");
     }
     assert_eq!(depth, 0);
-    for name in ["vit.0.qkv", "llm.1.wqkv", "dec.conv1", "out.resize_mask"] {
+    for name in ["vit.0.qkv", "llm.1.wqkv", "dec.conv1", "out.mask_head"] {
         assert!(names.contains(&name), "no range {name} in {names:?}");
     }
     // Whole plans: the part, and its nodes in it while they are launched one by one.

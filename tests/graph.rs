@@ -10,6 +10,19 @@ fn t(shape: &[usize]) -> Tensor {
     Tensor::new("x", DType::Act, shape, Place::State(0))
 }
 
+fn mask_head(
+    stats: &[usize],
+    x: &[usize],
+    w: &[usize],
+    masks: &[usize],
+) -> mllmseg::Result<impl ops::Op + use<>> {
+    ops::mask_head(&t(&[99]), &t(stats), None, &t(x), &t(w), &t(&[1]), &t(masks))
+}
+
+fn preprocess(y: &[usize], lines: &[usize], pictures: &[usize]) -> mllmseg::Result<impl ops::Op + use<>> {
+    ops::preprocess(&t(y), &t(lines), &t(&[96]), &t(&[99]), &t(pictures), 2)
+}
+
 /// 2 layers, 2 heads, 16 rows, head size 8.
 fn kv() -> KvCache {
     KvCache::new(0, 2, 2, 16, 8)
@@ -176,19 +189,32 @@ fn every_op_checks_its_operands() {
         ("pixel_shuffle rows", || ok(ops::pixel_shuffle(&t(&[8, 12]), &t(&[30, 3]), 4))),
         ("pixel_shuffle y columns", || ok(ops::pixel_shuffle(&t(&[16, 6]), &t(&[32, 3]), 4))),
         ("pixel_shuffle y", || ok(ops::pixel_shuffle(&t(&[9, 12]), &t(&[32, 3]), 4))),
-        ("", || ok(ops::resize_mask(&t(&[99]), &t(&[2]), &t(&[2, 4]), &t(&[2, 8, 8]), &t(&[2, 3])))),
-        ("resize_mask x", || {
-            ok(ops::resize_mask(&t(&[99]), &t(&[2]), &t(&[2, 4]), &t(&[2, 64]), &t(&[2, 3])))
+        ("", || ok(mask_head(&[2, 8], &[2, 8, 8], &[1, 1, 5, 5], &[2, 3]))),
+        ("", || ok(ops::matmul_argmax(&t(&[3]), &t(&[2, 3, 2]), &t(&[3, 8]), &t(&[70, 8])))),
+        ("matmul_argmax depth", || {
+            ok(ops::matmul_argmax(&t(&[3]), &t(&[2, 3, 2]), &t(&[3, 8]), &t(&[70, 9])))
         }),
-        ("resize_mask width", || {
-            ok(ops::resize_mask(&t(&[99]), &t(&[2]), &t(&[2, 4]), &t(&[2, 8, 9]), &t(&[2, 3])))
+        ("matmul_argmax y", || ok(ops::matmul_argmax(&t(&[4]), &t(&[2, 3, 2]), &t(&[3, 8]), &t(&[70, 8])))),
+        ("matmul_argmax partial", || {
+            ok(ops::matmul_argmax(&t(&[3]), &t(&[1, 3, 2]), &t(&[3, 8]), &t(&[70, 8])))
         }),
-        ("resize_mask masks", || {
-            ok(ops::resize_mask(&t(&[99]), &t(&[2]), &t(&[2, 4]), &t(&[2, 8, 8]), &t(&[3, 3])))
+        ("", || ok(ops::shuffle_layernorm(&t(&[8, 12]), &t(&[32, 3]), &t(&[12]), &t(&[12]), 4, 1e-5))),
+        ("shuffle_layernorm y", || {
+            ok(ops::shuffle_layernorm(&t(&[8, 3]), &t(&[32, 3]), &t(&[12]), &t(&[12]), 4, 1e-5))
         }),
-        ("resize_mask score", || {
-            ok(ops::resize_mask(&t(&[99]), &t(&[3]), &t(&[2, 4]), &t(&[2, 8, 8]), &t(&[2, 3])))
+        ("shuffle_layernorm rows", || {
+            ok(ops::shuffle_layernorm(&t(&[8, 12]), &t(&[30, 3]), &t(&[12]), &t(&[12]), 4, 1e-5))
         }),
+        ("mask_head x", || ok(mask_head(&[2, 8], &[2, 64], &[1, 1, 5, 5], &[2, 3]))),
+        ("mask_head width", || ok(mask_head(&[2, 8], &[2, 8, 9], &[1, 1, 5, 5], &[2, 3]))),
+        ("mask_head masks", || ok(mask_head(&[2, 8], &[2, 8, 8], &[1, 1, 5, 5], &[3, 3]))),
+        ("mask_head stats", || ok(mask_head(&[3, 8], &[2, 8, 8], &[1, 1, 5, 5], &[2, 3]))),
+        ("mask_head w", || ok(mask_head(&[2, 8], &[2, 8, 8], &[1, 1, 3, 3], &[2, 3]))),
+        ("", || ok(preprocess(&[8, 12], &[5, 4, 3], &[2, 8]))),
+        ("preprocess picture fields", || ok(preprocess(&[8, 12], &[5, 4, 3], &[2, 7]))),
+        ("preprocess channels", || ok(preprocess(&[8, 12], &[5, 4, 4], &[2, 8]))),
+        ("preprocess S", || ok(preprocess(&[8, 12], &[5, 5, 3], &[2, 8]))),
+        ("preprocess y", || ok(preprocess(&[7, 12], &[5, 4, 3], &[2, 8]))),
         ("", || ok(ops::rmsnorm(&t(&[3, 4]), &t(&[3, 4]), &t(&[4]), 1e-5))),
         ("rmsnorm x", || ok(ops::rmsnorm(&t(&[3, 4]), &t(&[12]), &t(&[4]), 1e-5))),
         ("rmsnorm y", || ok(ops::rmsnorm(&t(&[4, 3]), &t(&[3, 4]), &t(&[4]), 1e-5))),

@@ -4,7 +4,7 @@
 mod common;
 
 use common::gpu::{Case, Ran, normal, round};
-use mllmseg::graph::DType::{Act, F32};
+use mllmseg::graph::DType::{Act, F32, I32};
 use mllmseg::graph::Tensor;
 use mllmseg::ops::{self, Epilogue, MATMUL_TILES};
 
@@ -178,6 +178,35 @@ fn shared_memory_has_no_bank_conflicts() {
                     c[part]
                 );
             }
+        }
+    }
+}
+
+/// The first of equal products, at the edges of both tiles, by a bit as `argmax` of the logits in memory decides.
+#[test]
+fn argmax_of_a_product() {
+    for (m, n, k) in [(1, 1, 8), (31, 63, 40), (32, 64, 64), (33, 65, 24), (129, 257, 32), (2, 515, 1024)] {
+        let mut case = Case::new();
+        let x = case.input("x", Act, &[m, k], &values(1, m * k, 1.0));
+        // Some columns are equal: the first counts.
+        let mut ws = values(2, n * k, 1.0);
+        if n > 40 {
+            ws.copy_within(20 * k..30 * k, 31 * k);
+        }
+        let w = case.input("w", Act, &[n, k], &ws);
+        let logits = case.output("logits", F32, &[m, n]);
+        let expected = case.output("expected", I32, &[m]);
+        let partial = case.scratch("partial", I32, &[ops::argmax_partials(n), m, 2]);
+        let ys: Vec<_> = (0..ops::ARGMAX_TILES).map(|_| case.output("y", I32, &[m])).collect();
+        let mut g = mllmseg::graph::Graph::new();
+        g.push("logits", ops::matmul(&logits, &x, &w).unwrap());
+        g.push("argmax", ops::argmax(&expected, &logits).unwrap());
+        for (tile, y) in ys.iter().enumerate() {
+            g.push("both", ops::matmul_argmax(y, &partial, &x, &w).unwrap().with_tile(tile));
+        }
+        let ran = case.run_graph(g);
+        for y in &ran.outputs[2..] {
+            assert_eq!(y.gpu, ran.outputs[1].gpu, "{m} x {n} x {k}");
         }
     }
 }

@@ -4,6 +4,7 @@
 //! what f32 sums in any order keep for the lengths here, with room; a mistake is off by thousands of that.
 
 use half::bf16;
+use mllmseg::image::Mask;
 use mllmseg::ops::SEGMENT;
 use mllmseg::reference::{self as r, Heads, Precision, Rows, Summand, Then, View, ViewMut, Weights};
 use proptest::prelude::*;
@@ -495,9 +496,9 @@ fn folded_batchnorm_is_batchnorm() {
     }
 }
 
-/// `F.interpolate(mode="bilinear", align_corners=False)` by its definition, in f64; then the threshold and the mean inside.
+/// `F.interpolate(mode="bilinear", align_corners=False)` by its definition, in f64.
 #[test]
-fn resize_mask_is_bilinear() {
+fn resize_is_bilinear() {
     for (size, h, w) in
         [(1, 3, 2), (2, 2, 2), (14, 1, 1), (14, 1, 200), (32, 33, 5), (56, 113, 300), (224, 160, 173)]
     {
@@ -525,19 +526,46 @@ fn resize_mask_is_bilinear() {
         for (i, (f, e)) in y.iter().zip(&exact).enumerate() {
             assert!((f64::from(*f) - e).abs() < bound, "{size} to {h}x{w}: pixel {i} is {f}, exactly {e}");
         }
-        // Two masks of different places in one buffer.
-        let (mut mask, mut score) = (vec![7; 2 * h * w + 3], [0.0; 2]);
-        let twice = [x.clone(), vec![0.25; size * size]].concat();
-        let places = [h * w + 1, h, w, 0, h, w].map(|v| v as i32);
-        r::resize_mask(&mut mask, &mut score, &twice, &places, size);
-        let (first, second) = (&mask[h * w + 1..2 * h * w + 1], &mask[..h * w]);
-        assert!(first.iter().zip(&y).all(|(m, v)| *m == u8::from(*v >= 0.5)));
-        assert!(second.iter().all(|m| *m == 0) && score[1] == 0.0);
-        assert!(mask[h * w] == 7 && mask[2 * h * w + 1..] == [7, 7]);
-        let inside: Vec<f64> = y.iter().filter(|v| **v >= 0.5).map(|v| f64::from(*v)).collect();
-        let mean = inside.iter().sum::<f64>() / inside.len().max(1) as f64;
-        assert!((f64::from(score[0]) - mean).abs() < 4.0 * EPS, "{} for {mean}", score[0]);
     }
+}
+
+/// Two masks of different places in one buffer, beside the steps that make them: every bit, area, box and sum.
+#[test]
+fn mask_head_is_its_steps() {
+    let size = 24;
+    let (w, b) = (random(2, 25), 0.1);
+    let mut x = random(1, 2 * size * size);
+    x[size * size..].fill(0.0); // the second mask is empty
+    for (h, width) in [(1, 1), (1, 200), (33, 5), (113, 300), (24, 64)] {
+        let (mut pre, mut p) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        r::conv5x5(&mut pre, &x, &w, b - 0.2, [size, size]);
+        r::sigmoid(&mut p, &pre);
+        let mut y = vec![0.0; h * width];
+        r::resize(&mut y, &p[..size * size], size, h, width);
+
+        let words = h * width.div_ceil(32);
+        let (mut bits, mut stats, mut kept) = (vec![7; 2 * words + 3], [9; 16], vec![0.0; x.len()]);
+        let places = [words + 1, h, width, 0, h, width].map(|v| v as i32);
+        r::mask_head(&mut bits, &mut stats, Some(&mut kept), &x, (&w, b - 0.2), &places, size);
+        assert_eq!(kept, p);
+        assert!(bits[words] == 7 && bits[2 * words + 1..] == [7, 7]);
+        let mask = Mask::from_bits(width, h, &bits[words + 1..2 * words + 1]).unwrap();
+        assert!(mask.data.iter().zip(&y).all(|(m, v)| *m == u8::from(*v >= 0.5)));
+        assert_eq!(stats[0] as usize, mask.area());
+        let [x0, y0, x1, y1] = [1, 2, 3, 4].map(|i| stats[i]);
+        match mask.bbox() {
+            Some(found) => assert_eq!(found.map(|v| v as i32), [x0, y0, x1 - x0 + 1, y1 - y0 + 1]),
+            None => assert_eq!([x0, y0, x1, y1], [i32::MAX, i32::MAX, -1, -1]),
+        }
+        let sum: u64 = y.iter().filter(|v| **v >= 0.5).map(|v| (v * 1073741824.0) as u64).sum();
+        assert_eq!((stats[6] as u32, stats[7] as u32), (sum as u32, (sum >> 32) as u32));
+        assert_eq!(stats[8..], [0, i32::MAX, i32::MAX, -1, -1, 0, 0, 0]);
+        assert!(bits[..words].iter().all(|b| *b == 0));
+    }
+    x[5] = f32::NAN;
+    let (mut bits, mut stats) = ([0; 2], [0; 16]);
+    r::mask_head(&mut bits, &mut stats, None, &x, (&w, b), &[0, 1, 1, 1, 1, 1], size);
+    assert_eq!((stats[5], stats[13]), (1, 0));
 }
 
 /// Every epilogue, shapes across the tiles' edges.

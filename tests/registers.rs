@@ -67,7 +67,7 @@ fn add_model(launches: &mut Launches, checkpoint: &Arc<Checkpoint>) {
             let kv = s.kv_cache(&m.config, 4096);
             let (image, io) = model::image(&m, s, &kv, images, image_rows, savings).unwrap();
             let (text, text_io) = model::text(&m, s, &kv, [rows, q, q], savings).unwrap();
-            let masks = model::masks(&m, s, &io.sa, &text_io.t_q, q, q << 16, savings).unwrap().0;
+            let masks = model::masks(&m, s, &io.sa, &text_io.t_q, q, q << 11, false, savings).unwrap().0;
             let room = PictureRoom { bytes: images << 20, tables: images << 12, lines: images << 10 };
             add(launches, &model::pictures(&m, s, &io.patches, images, room).unwrap().0);
             for graph in [&model::system(&m, s, &kv, 60).unwrap().0, &image, &text, &masks] {
@@ -85,7 +85,7 @@ fn add_model(launches: &mut Launches, checkpoint: &Arc<Checkpoint>) {
         add(launches, &chat::step(&m_chat, &buffers, rows).unwrap());
     }
     let mut states = States::default();
-    add(launches, &model::whole(&m, &mut states, 400, 3, 3 << 16).unwrap().0);
+    add(launches, &model::whole(&m, &mut states, 400, 3).unwrap().0);
 }
 
 #[test]

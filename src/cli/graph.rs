@@ -63,12 +63,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let s = &mut states;
     let (image_graph, image_io) = model::image(&m, s, &kv, 1, own + image, savings)?;
     let (text_graph, text_io) = model::text(&m, s, &kv, [t, q, q], savings)?;
-    let pixels = q * args.size.0 * args.size.1;
+    let words = q * args.size.0 * args.size.1.div_ceil(32);
     let graphs = [
         ("system", model::system(&m, s, &kv, system)?.0),
         ("image", image_graph),
         ("text", text_graph),
-        ("masks", model::masks(&m, s, &image_io.sa, &text_io.t_q, q, pixels, savings)?.0),
+        ("masks", model::masks(&m, s, &image_io.sa, &text_io.t_q, q, words, false, savings)?.0),
     ];
     let mut all = serde_json::Map::new();
     for (name, graph) in graphs.into_iter().filter(|g| args.only.as_deref().is_none_or(|only| only == g.0)) {

@@ -29,6 +29,25 @@ impl Mask {
         Ok(Mask { width, height, data })
     }
 
+    /// A mask from `height` lines of whole words, 32 pixels a word, the first the lowest bit.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if a side is 0 or there are other than `height * ceil(width / 32)` words.
+    pub fn from_bits(width: usize, height: usize, words: &[i32]) -> Result<Mask> {
+        let line = width.div_ceil(32);
+        if width == 0 || height == 0 || words.len() != height * line {
+            let expected = format!("lines of words of a mask of {width}x{height} with sides of 1 and more");
+            return Err(Error::shape("mask", expected, format!("{} words", words.len())));
+        }
+        let mut data = vec![0; width * height];
+        for (pixels, words) in data.chunks_exact_mut(width).zip(words.chunks_exact(line)) {
+            for (pixels, &word) in pixels.chunks_mut(32).zip(words).filter(|(_, word)| **word != 0) {
+                pixels.iter_mut().enumerate().for_each(|(i, p)| *p = (word >> i & 1) as u8);
+            }
+        }
+        Ok(Mask { width, height, data })
+    }
+
     /// Pixels that are set.
     pub fn area(&self) -> usize {
         // Sums of 255 bytes fit in u8, which the compiler adds many at a time.

@@ -121,7 +121,7 @@ impl Buffers {
 /// The tokens of the first `tiles` tiles.
 pub fn vision(m: &Model, b: &Buffers, tiles: usize) -> Result<Graph> {
     let mut g = Graph::new();
-    let (_, tokens) = look(&mut g, &m.config, &m.vit, &m.projector, &b.pixel_values.rows(0..tiles))?;
+    let (_, tokens) = look(&mut g, &m.config, &m.vit, &m.projector, &b.pixel_values.rows(0..tiles), false)?;
     g.push("tokens", copy(&b.image_tokens.rows(0..tokens.shape[0]).all(), &tokens)?);
     Ok(g)
 }

@@ -6,8 +6,9 @@ use crate::Result;
 use crate::checkpoint::config::LlmConfig;
 use crate::graph::{DType, Graph, Tensor};
 use crate::ops::{
-    Epilogue, KvCache, KvPages, PAGE, SEGMENT, argmax, attention_decode, attention_paged, attention_parts,
-    attention_ranges, embed, gather_rows, matmul, rmsnorm, rope_split, rope_split_paged, sample,
+    Epilogue, KvCache, KvPages, PAGE, SEGMENT, argmax, argmax_partials, attention_decode, attention_paged,
+    attention_parts, attention_ranges, embed, gather_rows, matmul, matmul_argmax, rmsnorm, rope_split,
+    rope_split_paged, sample,
 };
 use crate::reference::inv_freq;
 
@@ -282,6 +283,14 @@ pub fn next_token(g: &mut Graph, w: &Llm, token: &Tensor, h: &Tensor) -> Result<
     g.push("output", matmul(&logits, h, &w.output)?); // logits (R, V)
     g.tap("logits_prev", &logits);
     g.push("argmax", argmax(token, &logits)?); // token  (R)
+    Ok(())
+}
+
+/// [`next_token`] without logits in memory.
+pub fn best_token(g: &mut Graph, w: &Llm, token: &Tensor, h: &Tensor) -> Result<()> {
+    let partial = g.buffer("llm.best", DType::I32, [argmax_partials(w.output.shape[0]), h.shape[0], 2]);
+    g.scope("llm");
+    g.push("output", matmul_argmax(token, &partial, h, &w.output)?); // token  (R)
     Ok(())
 }
 

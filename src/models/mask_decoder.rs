@@ -7,7 +7,7 @@ use crate::checkpoint::config::Config;
 use crate::graph::{DType, Graph, Tensor, Window};
 use crate::ops::{
     Epilogue, add_layernorm, attention, broadcast_add_layernorm, conv3x3, conv5x5, copy, dysample,
-    dysample_offset, gather_rows, layernorm, matmul, patches_to_pixels, sigmoid,
+    dysample_offset, gather_rows, layernorm, mask_head, matmul, patches_to_pixels, sigmoid,
 };
 use crate::reference::fold_batchnorm;
 
@@ -171,7 +171,7 @@ pub fn image(
     self_attention(g, w, &w.ca_layer_vl, sa, &z, b)
 }
 
-/// The part of each expression: probabilities `mask` `(Q, S, S)` f32 of the model's input size.
+/// The part of each expression, up to the pixels `(Q, S, S)` of the model's input size that the last convolution reads.
 ///
 /// `sa` `(B, P, D)` from [`image`], `image_of` `(Q)` i32, `t_q` `(Q, H)` hidden states that predict `[SEG]`. `fold`: the cross-attention over
 /// one text token is one vector an expression (softmax of one score is 1); without it, it is computed as written.
@@ -179,13 +179,12 @@ pub fn image(
 pub fn expressions(
     g: &mut Graph,
     w: &MaskDecoder,
-    mask: &Tensor,
     sa: &Tensor,
     image_of: &Tensor,
     t_q: &Tensor,
     side: usize,
     fold: bool,
-) -> Result<()> {
+) -> Result<Tensor> {
     let (d, q) = (w.width, t_q.shape[0]);
     let [b, p, _] = sa.dims("mask decoder sa")?;
     let l = &w.ca_layer_vl;
@@ -219,12 +218,32 @@ pub fn expressions(
     let cells = w.conv1[1].len();
     let size = side * cells.isqrt();
     let (cell, pixels) = (g.act("dec.cells", [q, p, cells]), g.act("dec.pixels", [q, size, size]));
-    let pre = g.buffer("dec.pre_sigmoid", DType::F32, [q, size, size]);
     g.push("conv1", conv3x3(&cell, &y, &w.conv1[0], &w.conv1[1], side)?); // cell   (Q, P, 14*14)
     g.tap_as("dec.conv1", &cell.all(), &[q, cells, side, side], true);
     g.push("map448", patches_to_pixels(&pixels, &cell, side)?); // pixels (Q, S, S)
     g.tap_as("dec.map448", &pixels.all(), &[q, 1, size, size], false);
-    g.push("conv2", conv5x5(&pre, &pixels, &w.conv2[0], &w.conv2[1])?); // pre    (Q, S, S)
+    Ok(pixels)
+}
+
+/// The end of [`expressions`] as masks at their sources' sizes: `bits`, `stats`, and `probability` where it is asked for; see [`mask_head`].
+pub fn masks(
+    g: &mut Graph,
+    w: &MaskDecoder,
+    [bits, stats, places]: [&Tensor; 3],
+    probability: Option<&Tensor>,
+    pixels: &Tensor,
+) -> Result<()> {
+    g.scope("out");
+    g.push("mask_head", mask_head(bits, stats, probability, pixels, &w.conv2[0], &w.conv2[1], places)?); // (h, w) each
+    Ok(())
+}
+
+/// The end of [`expressions`] step by step: `mask` `(Q, S, S)` f32, the probabilities.
+pub fn probabilities(g: &mut Graph, w: &MaskDecoder, mask: &Tensor, pixels: &Tensor) -> Result<()> {
+    let [q, size, _] = pixels.dims("mask decoder pixels")?;
+    let pre = g.buffer("dec.pre_sigmoid", DType::F32, [q, size, size]);
+    g.scope("dec");
+    g.push("conv2", conv5x5(&pre, pixels, &w.conv2[0], &w.conv2[1])?); // pre    (Q, S, S)
     g.tap_as("dec.pre_sigmoid", &pre.all(), &[q, 1, size, size], false);
     g.push("mask", sigmoid(mask, &pre)?); // mask   (Q, S, S)
     g.tap_as("dec.mask", &mask.all(), &[q, size, size], false);

@@ -11,7 +11,7 @@
 //!
 //! Shapes are fixed when a graph is built; what changes from request to request is the contents of its input buffers.
 
-use super::llm::{Llm, Read, Rows, llm, next_token};
+use super::llm::{Llm, Read, Rows, best_token, llm, next_token};
 use super::mask_decoder::{self, MaskDecoder};
 use super::projector::{Projector, projector};
 use super::vit::{self, Vit};
@@ -21,9 +21,7 @@ use crate::checkpoint::{Checkpoint, config::Config};
 use crate::device::Device;
 use crate::graph::{DType, Graph, Place, Tensor};
 use crate::image::{Rgb, resize_table};
-use crate::ops::{
-    DESCRIPTOR, KvCache, PICTURE, SEGMENT, copy, drop_cls, gather_rows, preprocess, resize_mask,
-};
+use crate::ops::{DESCRIPTOR, KvCache, PICTURE, SEGMENT, STATS, copy, drop_cls, gather_rows, preprocess};
 use std::sync::Arc;
 
 /// The exact savings that the model's algebra allows; each can be switched off to show that nothing changes.
@@ -260,7 +258,7 @@ pub fn image(
         read: states.make("read", DType::I32, [b * tokens]),
         sa: states.make("sa", DType::Act, [b, side * side, m.decoder.width()]),
     };
-    let (f_vit, images) = look_at(&mut g, &m.config, &m.vit, &m.projector, &io.patches, b)?;
+    let (f_vit, images) = look_at(&mut g, &m.config, &m.vit, &m.projector, &io.patches, b, false)?;
     let read = Read::Some { rows: &io.read, early: savings.last_layer_rows };
     let f_llm = llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, Some(&images), kv, read)?;
     let f_llm = f_llm.expect("rows were asked for");
@@ -305,66 +303,79 @@ pub fn text(
     let read = Read::Some { rows: &io.read, early: savings.last_layer_rows };
     let h =
         llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, None, kv, read)?.expect("rows were asked for");
-    next_token(&mut g, &m.llm, &io.token, &h)?;
+    best_token(&mut g, &m.llm, &io.token, &h)?;
     g.push("t_q", copy(&io.t_q.all(), &h)?);
     Ok((g, io))
 }
 
-/// Input and result buffers of `Q` masks.
-pub struct Masks {
+/// Input buffers of `Q` slots.
+pub struct Slots {
     /// `(Q)`: the slots' rows of `t_q`.
     pub slots: Tensor,
     /// `(Q)`: the slot's image among those of `sa`.
     pub image_of: Tensor,
-    /// `(Q, DESCRIPTOR)`: where each mask goes and its source's size.
-    pub masks: Tensor,
-    /// `(Q, S, S)` f32, result: probabilities at the model's input size.
-    pub probability: Tensor,
-    /// u8 0/1, result: the masks at their sources' sizes.
-    pub mask: Tensor,
-    /// `(Q)` f32, result: mean probability inside the mask.
-    pub score: Tensor,
 }
 
-impl Masks {
-    fn new(m: &Model, states: &mut States, q: usize, mask_pixels: usize) -> Self {
-        let size = m.config.force_image_size;
+impl Slots {
+    fn new(states: &mut States, q: usize) -> Self {
         Self {
             slots: states.make("slots", DType::I32, [q]),
             image_of: states.make("image_of", DType::I32, [q]),
-            masks: states.make("masks", DType::I32, [q, DESCRIPTOR]),
-            probability: states.make("probability", DType::F32, [q, size, size]),
-            mask: states.make("mask", DType::U8, [mask_pixels]),
-            score: states.make("score", DType::F32, [q]),
         }
     }
 
-    fn push(&self, g: &mut Graph, m: &Model, t_q: &Tensor, sa: &Tensor, fold: bool) -> Result<()> {
+    /// The mask decoder for the slots, up to the pixels `(Q, S, S)` that its last convolution reads.
+    fn push(&self, g: &mut Graph, m: &Model, t_q: &Tensor, sa: &Tensor, fold: bool) -> Result<Tensor> {
         let picked = g.act("dec.t_q", [self.slots.len(), t_q.shape[1]]);
         g.scope("dec");
         g.push("t_q", gather_rows(&picked, t_q, &self.slots)?); // (Q, H)
         let side = m.config.patches();
-        mask_decoder::expressions(g, &m.decoder, &self.probability, sa, &self.image_of, &picked, side, fold)?;
-        g.scope("out");
-        let sums = g.buffer("out.sums", DType::I32, [self.slots.len(), 4]);
-        g.push("resize_mask", resize_mask(&self.mask, &self.score, &sums, &self.probability, &self.masks)?); // (h, w) each
-        Ok(())
+        mask_decoder::expressions(g, &m.decoder, sa, &self.image_of, &picked, side, fold)
     }
 }
 
-/// The graph of `q` masks about the images of `sa` from the hidden states `t_q`; room for `mask_pixels` pixels of masks.
+/// Input and result buffers of [`masks`].
+pub struct Masks {
+    /// Which slots.
+    pub slots: Slots,
+    /// `(Q, DESCRIPTOR)`: where each mask goes and its source's size.
+    pub masks: Tensor,
+    /// i32, result: the masks at their sources' sizes, 32 pixels a word, lines of whole words.
+    pub bits: Tensor,
+    /// `(Q, STATS)` i32, result: area, box, sum of probabilities.
+    pub stats: Tensor,
+    /// `(Q, S, S)` f32, result if it is asked for: probabilities at the model's input size.
+    pub probability: Option<Tensor>,
+}
+
+/// The graph of `q` masks about the images of `sa` from the hidden states `t_q`; room for `words` words of masks.
+#[allow(clippy::too_many_arguments)]
 pub fn masks(
     m: &Model,
     states: &mut States,
     sa: &Tensor,
     t_q: &Tensor,
     q: usize,
-    mask_pixels: usize,
+    words: usize,
+    probabilities: bool,
     savings: Savings,
 ) -> Result<(Graph, Masks)> {
-    let mut g = Graph::new();
-    let io = Masks::new(m, states, q, mask_pixels);
-    io.push(&mut g, m, t_q, sa, savings.fold_cross_attention)?;
+    let (mut g, size) = (Graph::new(), m.config.force_image_size);
+    let io = Masks {
+        slots: Slots::new(states, q),
+        masks: states.make("masks", DType::I32, [q, DESCRIPTOR]),
+        bits: states.make("bits", DType::I32, [words]),
+        stats: states.make("stats", DType::I32, [q, STATS]),
+        probability: probabilities.then(|| states.make("probability", DType::F32, [q, size, size])),
+    };
+    let pixels = io.slots.push(&mut g, m, t_q, sa, savings.fold_cross_attention)?;
+    mask_decoder::masks(
+        &mut g,
+        &m.decoder,
+        [&io.bits, &io.stats, &io.masks],
+        io.probability.as_ref(),
+        &pixels,
+    )?;
     Ok((g, io))
 }
 
@@ -380,18 +391,14 @@ pub struct Whole {
     pub slot_rows: Tensor,
     /// `(Q)` i32, result: the most likely token at the slot.
     pub token: Tensor,
-    /// Each slot's mask.
-    pub masks: Masks,
+    /// The slots.
+    pub slots: Slots,
+    /// `(Q, S, S)` f32, result: each slot's probabilities.
+    pub probability: Tensor,
 }
 
 /// One prompt of `t` tokens about one image, `q` slots, every row of every layer computed, the cross-attention as written.
-pub fn whole(
-    m: &Model,
-    states: &mut States,
-    t: usize,
-    q: usize,
-    mask_pixels: usize,
-) -> Result<(Graph, Whole)> {
+pub fn whole(m: &Model, states: &mut States, t: usize, q: usize) -> Result<(Graph, Whole)> {
     let mut g = Graph::new();
     let (side, size, d) = (m.config.patches(), m.config.force_image_size, m.decoder.width());
     let kv = states.kv_cache(&m.config, t);
@@ -401,9 +408,10 @@ pub fn whole(
         read: states.make("read", DType::I32, [m.config.image_tokens()]),
         slot_rows: states.make("slot_rows", DType::I32, [q]),
         token: states.make("token", DType::I32, [q]),
-        masks: Masks::new(m, states, q, mask_pixels),
+        slots: Slots::new(states, q),
+        probability: states.make("probability", DType::F32, [q, size, size]),
     };
-    let (f_vit, images) = look(&mut g, &m.config, &m.vit, &m.projector, &io.pixel_values)?;
+    let (f_vit, images) = look(&mut g, &m.config, &m.vit, &m.projector, &io.pixel_values, true)?;
     let h = llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, Some(&images), &kv, Read::All)?
         .expect("all rows");
     let (f_llm, t_q) = (g.act("f_llm", [io.read.len(), h.shape[1]]), g.act("t_q", [q, h.shape[1]]));
@@ -413,20 +421,23 @@ pub fn whole(
     let sa = g.act("sa", [1, side * side, d]);
     mask_decoder::image(&mut g, &m.decoder, &sa.reshape([side * side, d]), &f_vit, &f_llm, side)?;
     next_token(&mut g, &m.llm, &io.token, &t_q)?;
-    io.masks.push(&mut g, m, &t_q, &sa, false)?;
+    let pixels = io.slots.push(&mut g, m, &t_q, &sa, false)?;
+    mask_decoder::probabilities(&mut g, &m.decoder, &io.probability, &pixels)?;
     Ok((g, io))
 }
 
-/// Vision tower and projector, from `pixel_values` `(B, 3, S, S)` f32 on: `F_vit` `(B*P, C)` and the image tokens `(B*P/4, H)`.
+/// Vision tower and projector, from `pixel_values` `(B, 3, S, S)` f32 on: `F_vit` `(B*P, C)` and the image tokens `(B*P/4, H)`;
+/// `steps`: as in [`projector`].
 pub(super) fn look(
     g: &mut Graph,
     config: &Config,
     w: &Vit,
     mlp1: &Projector,
     pixel_values: &Tensor,
+    steps: bool,
 ) -> Result<(Tensor, Tensor)> {
     let patches = vit::patches(g, &config.vision_config, pixel_values)?;
-    look_at(g, config, w, mlp1, &patches, pixel_values.shape[0])
+    look_at(g, config, w, mlp1, &patches, pixel_values.shape[0], steps)
 }
 
 /// The same from `patches` `(B*P, K)` of `b` images on.
@@ -437,13 +448,14 @@ fn look_at(
     mlp1: &Projector,
     patches: &Tensor,
     b: usize,
+    steps: bool,
 ) -> Result<(Tensor, Tensor)> {
     let x = vit::vit(g, w, &config.vision_config, patches, b)?;
     let [_, t, c] = x.dims("look x")?;
     let f_vit = g.act("f_vit", [b * (t - 1), c]);
     g.scope("vit");
     g.push("f_vit", drop_cls(&f_vit.all(), &x)?);
-    let images = projector(g, mlp1, &f_vit, config.patches())?;
+    let images = projector(g, mlp1, &f_vit, config.patches(), steps)?;
     Ok((f_vit, images))
 }
 

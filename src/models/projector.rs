@@ -4,7 +4,10 @@ use super::{Binder, vit::pair};
 use crate::Result;
 use crate::checkpoint::config::Config;
 use crate::graph::{Graph, Tensor};
-use crate::ops::{Epilogue, layernorm, matmul, pixel_shuffle};
+use crate::ops::{Epilogue, layernorm, matmul, pixel_shuffle, shuffle_layernorm};
+
+/// PyTorch's default.
+const EPS: f32 = 1e-5;
 
 /// Weights of `mlp1`.
 pub struct Projector {
@@ -25,16 +28,22 @@ impl Projector {
     }
 }
 
-/// `f_vit` `(B*G*G, C)` to image tokens `(B*G*G/4, H)`.
-pub fn projector(g: &mut Graph, w: &Projector, f_vit: &Tensor, side: usize) -> Result<Tensor> {
+/// `f_vit` `(B*G*G, C)` to image tokens `(B*G*G/4, H)`. `steps`: the shuffled map gets a buffer and a name, for a dump; the values are the same.
+pub fn projector(g: &mut Graph, w: &Projector, f_vit: &Tensor, side: usize, steps: bool) -> Result<Tensor> {
     let (n, c) = f_vit.matrix();
     let (rows, h) = (n / 4, w.fc1[0].shape[0]);
-    let (x, y) = (g.act("mlp1.shuffled", [rows, 4 * c]), g.act("mlp1.normed", [rows, 4 * c]));
+    let y = g.act("mlp1.normed", [rows, 4 * c]);
     let (z, tokens) = (g.act("mlp1.hidden", [rows, h]), g.act("mlp1.tokens", [rows, h]));
     g.scope("mlp1");
-    g.push("pixel_shuffle", pixel_shuffle(&x, f_vit, side)?); // x      (B*256, 4*C)
-    g.tap("pixel_shuffle", &x);
-    g.push("0", layernorm(&y.all(), &x, &w.norm[0], &w.norm[1], 1e-5)?); // y      (B*256, 4*C)
+    let [gamma, beta] = &w.norm;
+    if steps {
+        let x = g.act("mlp1.shuffled", [rows, 4 * c]);
+        g.push("pixel_shuffle", pixel_shuffle(&x, f_vit, side)?); // x      (B*256, 4*C)
+        g.tap("pixel_shuffle", &x);
+        g.push("0", layernorm(&y.all(), &x, gamma, beta, EPS)?); // y      (B*256, 4*C)
+    } else {
+        g.push("0", shuffle_layernorm(&y, f_vit, gamma, beta, side, EPS)?); // y      (B*256, 4*C)
+    }
     g.push("1", matmul(&z, &y, &w.fc1[0])?.bias(&w.fc1[1])?.then(Epilogue::Gelu)?); // z      (B*256, H)
     g.push("3", matmul(&tokens, &z, &w.fc2[0])?.bias(&w.fc2[1])?); // tokens (B*256, H)
     g.tap("mlp1", &tokens);

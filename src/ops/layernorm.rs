@@ -23,11 +23,16 @@ struct LayerNorm {
 enum Add {
     Nothing,
     Rows(Tensor),
-    Broadcast { r: Tensor, image_of: Tensor },
+    Broadcast {
+        r: Tensor,
+        image_of: Tensor,
+    },
+    /// Nothing added; `x` is a map of this side, read four pixels at a time.
+    Shuffle(usize),
 }
 
 fn checked(y: Window, x: &Tensor, add: Add, w: &Tensor, b: &Tensor, eps: f32) -> Result<LayerNorm> {
-    let c = x.matrix().1;
+    let c = x.matrix().1 * if matches!(add, Add::Shuffle(_)) { 4 } else { 1 };
     expect_equal("layernorm y width", y.width, c)?;
     w.expect("layernorm w", &[c])?;
     b.expect("layernorm b", &[c])?;
@@ -38,6 +43,22 @@ fn checked(y: Window, x: &Tensor, add: Add, w: &Tensor, b: &Tensor, eps: f32) ->
 pub fn layernorm(y: &Window, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Result<impl Op + use<>> {
     expect_equal("layernorm rows", y.of.matrix().0, x.matrix().0)?;
     checked(y.clone(), x, Add::Nothing, w, b, eps)
+}
+
+/// `y = layernorm(pixel_shuffle(x))`: `x` `(B*G*G, C)`, `G` its `side`, `y` `(B*G*G/4, 4*C)`; see [`pixel_shuffle`](super::pixel_shuffle()).
+pub fn shuffle_layernorm(
+    y: &Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    b: &Tensor,
+    side: usize,
+    eps: f32,
+) -> Result<impl Op + use<>> {
+    let [n, c] = x.dims("shuffle_layernorm x")?;
+    expect_multiple("shuffle_layernorm side", side, 2)?;
+    expect_multiple("shuffle_layernorm rows", n, side * side)?;
+    y.expect("shuffle_layernorm y", &[n / 4, 4 * c])?;
+    checked(y.all(), x, Add::Shuffle(side), w, b, eps)
 }
 
 /// `y = layernorm(x + r)`: the post-norm of a residual block; `x`, `r`, `y` `(.., C)`.
@@ -81,7 +102,7 @@ impl Op for LayerNorm {
     fn reads(&self) -> Vec<&Tensor> {
         let mut all = vec![&self.x, &self.w, &self.b];
         match &self.add {
-            Add::Nothing => {}
+            Add::Nothing | Add::Shuffle(_) => {}
             Add::Rows(r) => all.push(r),
             Add::Broadcast { r, image_of } => all.extend([r, image_of]),
         }
@@ -91,25 +112,42 @@ impl Op for LayerNorm {
         vec![&self.y.of]
     }
     fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
-        let ((n, stride), c) = (self.y.of.matrix(), self.x.matrix().1);
+        let ((n, stride), c) = (self.y.of.matrix(), self.w.len());
         expect_multiple("layernorm y stride", stride, 8)?;
         let (r, image_of, per_q) = match &self.add {
-            Add::Nothing => (None, None, 1),
+            Add::Nothing | Add::Shuffle(_) => (None, None, 1),
             Add::Rows(r) => (Some(r), None, 1),
             Add::Broadcast { r, image_of } => (Some(r), Some(image_of), n / image_of.len().max(1)),
         };
         let (per_q, width) = (int("layernorm P", per_q)?, int("layernorm C", c)?);
         let stride = int("layernorm y stride", stride)?;
-        let args = args![&self.y, stride, &self.x, r, image_of, per_q, &self.w, &self.b, width, self.eps];
+        let side = match self.add {
+            Add::Shuffle(side) => {
+                expect_multiple("shuffle_layernorm C", c, 32)?; // a thread's eight are of one pixel
+                int("layernorm G", side)?
+            }
+            _ => 0,
+        };
+        let args =
+            args![&self.y, stride, &self.x, r, image_of, per_q, &self.w, &self.b, width, self.eps, side];
         norm("layernorm", LAYERNORM, n, c, args)
     }
     fn run(&self, m: &Memory) {
+        let mut shuffled = Vec::new();
+        let x = match self.add {
+            Add::Shuffle(side) => {
+                shuffled.resize(self.x.len(), 0.0);
+                reference::pixel_shuffle(&mut shuffled, m.f32(&self.x), side, self.x.shape[1]);
+                &shuffled
+            }
+            _ => m.f32(&self.x),
+        };
         let add = match &self.add {
-            Add::Nothing => Summand::Nothing,
+            Add::Nothing | Add::Shuffle(_) => Summand::Nothing,
             Add::Rows(r) => Summand::Rows(m.f32(r)),
             Add::Broadcast { r, image_of } => Summand::Broadcast { r: m.f32(r), image_of: m.i32(image_of) },
         };
         let (w, b) = (m.vector(&self.w), m.vector(&self.b));
-        reference::layernorm(m.window_mut(&self.y), m.f32(&self.x), add, &w, &b, self.eps);
+        reference::layernorm(m.window_mut(&self.y), x, add, &w, &b, self.eps);
     }
 }

@@ -156,7 +156,7 @@ impl Pieces {
     pub fn mlp1(&self, precision: Precision) -> Piece {
         let (mut g, mut states) = (Graph::new(), States::default());
         let f_vit = states.make("f_vit", DType::Act, [1024, 1024]);
-        projector(&mut g, &self.projector, &f_vit, 32).unwrap();
+        projector(&mut g, &self.projector, &f_vit, 32, false).unwrap();
         // The golden input stands behind the pixel shuffle: here before it, so shuffled back.
         let (shuffled, mut map) = (input("mlp1", 256 * 4096, 2.0), vec![0.0; 1024 * 1024]);
         for (i, row) in shuffled.chunks(1024).enumerate() {
@@ -177,7 +177,9 @@ impl Pieces {
         let mask = states.make("mask", DType::F32, [q, 448, 448]);
         let sa = g.act("sa", [1, 1024, 1024]);
         mask_decoder::image(&mut g, &self.decoder, &sa.reshape([1024, 1024]), &f_vit, &f_llm, 32).unwrap();
-        mask_decoder::expressions(&mut g, &self.decoder, &mask, &sa, &image_of, &t_q, 32, fold).unwrap();
+        let pixels =
+            mask_decoder::expressions(&mut g, &self.decoder, &sa, &image_of, &t_q, 32, fold).unwrap();
+        mask_decoder::probabilities(&mut g, &self.decoder, &mask, &pixels).unwrap();
         let inputs = vec![
             (f_vit, input("dec.img_vit", 1024 * 1024, 2.0)),
             (f_llm, input("dec.img_llm", 256 * 4096, 1.7)),

@@ -311,3 +311,17 @@ fn atomics_of_all_lanes_on_one_word_add_up() {
                 atom.shared.add.u32 %x, [s], $a; bar.sync 0; ld.shared.u32 $d, [s];";
     check(code, &["b32", "b32"], &rows, |_| Bits(64 * 63 / 2));
 }
+
+#[test]
+fn parameters_end_where_they_end() {
+    for (at, fits) in
+        [("n", true), ("n+4", false), ("n-8", true), ("out-4", false), ("n-9223372036854775808", false)]
+    {
+        let ptx = format!(
+            ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 out, .param .u32 n) {{ .reg .u32 %x; ld.param.u32 %x, [{at}]; ret; }}\n"
+        );
+        let forms = ptxsim::Module::parse(&ptx).unwrap().forms();
+        let why = forms.iter().find(|f| f.text == "ld.param.u32").unwrap().unsupported.clone();
+        assert_eq!(why.is_none(), fits, "{at}: {why:?}");
+    }
+}
