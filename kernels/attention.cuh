@@ -1,9 +1,14 @@
 // Flash attention's inner part, for attention.cu and attention_ranges.cu: softmax(q k^T / sqrt(HD)) v over blocks of keys, online.
 //
-// A block of four warps holds kRows queries, 16*kFragM a warp, in registers. Keys and values come kKeys at a time through two slots of shared
-// memory, filled by cp.async while the other is used. The largest score and the sum of a row are kept in f32; the scale is folded into
-// the exponent, which costs one FFMA and one ex2; probabilities are rounded to bf16 for the product with v. A block of keys that every
-// query sees takes the path without a mask. A row's bits depend on its own keys and their blocks alone.
+// A block of four warps holds kRows queries, 16*kFragM a warp. Keys and values come kKeys at a time, each through one slot of shared memory
+// that cp.async fills while the other is used. Queries stay in registers where they fit (HD 64), else in shared memory.
+//
+// A row is scaled by a power of two that is at least 2^-8 of its largest weight, not by the largest itself: sums and weights keep their
+// relative precision, and accumulators are rescaled only where a score outgrows the scale by more than 2^8, mostly in the first block
+// alone. The scale is folded into the exponent, so that an exponential costs one FFMA and one ex2. Sums are f32; weights are rounded to bf16
+// for the product with v. A row's bits depend on its own keys and their blocks alone.
+//
+// Blocks that every query sees whole take the path without a mask; with one, groups of 16 keys that no row of the warp sees are passed over.
 //
 // A row of shared memory holds HD elements in chunks of 16 bytes; chunk c of row r lies at place c ^ r%8, so that eight rows of one chunk
 // (ldmatrix) touch every bank once.
@@ -12,7 +17,7 @@
 #include "common.cuh"
 #include "mma.cuh"
 
-constexpr int kWarps = 4, kThreads = 32 * kWarps, kKeys = 64;
+constexpr int kWarps = 4, kThreads = 32 * kWarps;
 
 __device__ __forceinline__ float ex2(float x) {
     float y;
@@ -20,26 +25,29 @@ __device__ __forceinline__ float ex2(float x) {
     return y;
 }
 
-template <int HD, int kFragM>
+template <int HD, int kFragM, int kKeys_>
 struct Flash {
-    static constexpr int kRows = kWarps * 16 * kFragM, kChunks = HD / 8, kRowBytes = HD * 2;
-    static constexpr int kSlot = kKeys * kRowBytes;                          // bytes of a block's keys, or values
-    static constexpr int kShared = kRows * kRowBytes + 4 * kSlot;            // queries; two slots of each
+    static constexpr int kKeys = kKeys_, kRows = kWarps * 16 * kFragM, kChunks = HD / 8, kRowBytes = HD * 2;
+    static constexpr int kShared = (kRows + 2 * kKeys) * kRowBytes;  // queries, keys, values
+    static constexpr bool kHeld = HD == 64;                          // whether registers hold the queries
+    static_assert(HD == 64 || HD == 128, "the scale is that of these head sizes");
+    static constexpr float kScale = (HD == 64 ? 0.125f : 0.08838835f) * 1.44269504f;  // log2(e) / sqrt(HD)
+    static constexpr float kFar = 8.f;  // powers of two by which a score may outgrow its row's scale
 
     float o[kFragM][HD / 8][4];
-    float largest[kFragM][2], sum[kFragM][2];  // of rows lane/4 and lane/4 + 8
+    float scale[kFragM][2], sum[kFragM][2];  // of rows lane/4 and lane/4 + 8; the scale's exponent
     uint32_t q[kFragM][HD / 16][4];
-    uint32_t base;  // shared memory: queries, then keys of slot 0 and 1, then values
+    uint32_t base;  // shared memory: queries, keys, values
 
     __device__ __forceinline__ static uint32_t place(int row, int chunk) {
         return row * kRowBytes + (chunk ^ row % 8) * 16;
     }
-    __device__ __forceinline__ uint32_t keys(int slot) const { return base + kRows * kRowBytes + slot * kSlot; }
-    __device__ __forceinline__ uint32_t values(int slot) const { return keys(slot) + 2 * kSlot; }
+    __device__ __forceinline__ uint32_t keys() const { return base + kRows * kRowBytes; }
+    __device__ __forceinline__ uint32_t values() const { return keys() + kKeys * kRowBytes; }
 
     // The thread's chunk of every kStep-th row.
     static constexpr int kStep = kThreads / kChunks;
-    static_assert(kStep % 8 == 0, "the swizzle of a thread's rows is one");
+    static_assert(kStep % 8 == 0 && kKeys % kStep == 0, "the swizzle of a thread's rows is one");
     __device__ __forceinline__ static int row() { return threadIdx.x / kChunks; }
     __device__ __forceinline__ static int column() { return threadIdx.x % kChunks * 8; }
 
@@ -49,85 +57,98 @@ struct Flash {
         to += place(row(), threadIdx.x % kChunks);
 #pragma unroll
         for (int i = 0; i < kCount / kStep; ++i) cp_async_16(to + i * kStep * kRowBytes, from(i));
+        cp_async_commit_group();
+    }
+
+    // What was copied has landed, and what it replaces next has been used by all.
+    __device__ __forceinline__ static void landed() {
+        cp_async_wait_group<0>();
+        __syncthreads();
+    }
+
+    // Rows are aligned to their size, so that the swizzled place of another chunk differs in bits of the address alone.
+    __device__ __forceinline__ void load_q(uint32_t (&a)[4], int m, int k) const {
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        ldmatrix_x4(a, ((base + place(warp * kFragM * 16 + lane % 16, lane / 16)) ^ k * 32) + m * 16 * kRowBytes);
     }
 
     // After the queries have landed.
     __device__ __forceinline__ void begin() {
-        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
         for (int m = 0; m < kFragM; ++m) {
 #pragma unroll
             for (int k = 0; k < HD / 16; ++k) {
-                ldmatrix_x4(q[m][k], base + place((warp * kFragM + m) * 16 + lane % 16, 2 * k + lane / 16));
+                if (kHeld) load_q(q[m][k], m, k);
             }
 #pragma unroll
             for (int n = 0; n < HD / 8; ++n) {
 #pragma unroll
                 for (int e = 0; e < 4; ++e) o[m][n][e] = 0.f;
             }
-            largest[m][0] = largest[m][1] = -INFINITY;
+            scale[m][0] = scale[m][1] = -INFINITY;
             sum[m][0] = sum[m][1] = 0.f;
         }
     }
 
-    // One block of keys; with kMasked, row `half` of fragment m sees the first limit[m][half] of them. Some block before or this one must
-    // show every row a key.
-    template <bool kMasked>
-    __device__ __forceinline__ void step(int slot, const int (&limit)[kFragM][2]) {
-        static_assert(HD == 64 || HD == 128, "the scale is that of these head sizes");
-        constexpr float kScale = (HD == 64 ? 0.125f : 0.08838835f) * 1.44269504f;  // log2(e) / sqrt(HD)
+    // One block of keys; with kMasked, row `half` of fragment m sees the first limit[m][half] of them, the warp's rows at most `left`. Every
+    // row sees a key of its first block. `between()` is called when the keys have been used, before the values are.
+    template <bool kMasked, class Between>
+    __device__ __forceinline__ void step(int left, const int (&limit)[kFragM][2], Between between) {
         const int lane = threadIdx.x % 32;
-        // Rows are aligned to their size, so that the swizzled place of another chunk differs in bits of the address alone.
-        const uint32_t k_at = keys(slot) + place(lane / 16 * 8 + lane % 8, lane / 8 % 2);
-        const uint32_t v_at = values(slot) + place(lane % 16, lane / 16);
+        const uint32_t k_at = keys() + place(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+        const uint32_t v_at = values() + place(lane % 16, lane / 16);
         float s[kFragM][kKeys / 8][4] = {};
 #pragma unroll
         for (int k = 0; k < HD / 16; ++k) {
+            if (!kHeld) {
+#pragma unroll
+                for (int m = 0; m < kFragM; ++m) load_q(q[m][0], m, k);
+            }
 #pragma unroll
             for (int n = 0; n < kKeys / 16; ++n) {
+                if (kMasked && n * 16 >= left) continue;
                 uint32_t b[4];
                 ldmatrix_x4(b, (k_at ^ k * 32) + n * 16 * kRowBytes);
 #pragma unroll
                 for (int m = 0; m < kFragM; ++m) {
-                    mma_m16n8k16(s[m][2 * n], q[m][k], b[0], b[1]);
-                    mma_m16n8k16(s[m][2 * n + 1], q[m][k], b[2], b[3]);
+                    mma_m16n8k16(s[m][2 * n], q[m][kHeld ? k : 0], b[0], b[1]);
+                    mma_m16n8k16(s[m][2 * n + 1], q[m][kHeld ? k : 0], b[2], b[3]);
                 }
             }
         }
-        uint32_t p[kFragM][kKeys / 16][4];
+        float top[kFragM][2];
+        bool grew = false;
 #pragma unroll
         for (int m = 0; m < kFragM; ++m) {
-            if (kMasked) {
-#pragma unroll
-                for (int n = 0; n < kKeys / 8; ++n) {
-#pragma unroll
-                    for (int e = 0; e < 4; ++e) {
-                        if (n * 8 + lane % 4 * 2 + e % 2 >= limit[m][e / 2]) s[m][n][e] = -INFINITY;
-                    }
-                }
-            }
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                float top = largest[m][half];
-#pragma unroll
-                for (int n = 0; n < kKeys / 8; ++n) top = fmaxf(top, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
-                top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
-                top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
-                const float scaled = top * kScale, shrink = ex2(fmaf(largest[m][half], kScale, -scaled));
-                const bool grew = top > largest[m][half];
-                largest[m][half] = top;
-                float total = sum[m][half] * shrink;
+                float t = -INFINITY;
 #pragma unroll
                 for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
-                    for (int e = 2 * half; e < 2 * half + 2; ++e) {
-                        s[m][n][e] = ex2(fmaf(s[m][n][e], kScale, -scaled));
-                        total += s[m][n][e];
+                    for (int e = 0; e < 2; ++e) {
+                        float& v = s[m][n][2 * half + e];
+                        if (kMasked && n * 8 + lane % 4 * 2 + e >= limit[m][half]) v = -INFINITY;
+                        t = fmaxf(t, v);
                     }
                 }
-                sum[m][half] = total;
-                // Rarely once the first blocks are past; a factor of one would change nothing.
-                if (__any_sync(0xffffffff, grew)) {
+                grew |= fmaf(t, kScale, -scale[m][half]) > kFar;
+                top[m][half] = t;
+            }
+        }
+        // Whether a row is rescaled depends on its own scores; a factor of one would change nothing.
+        if (__builtin_expect(__any_sync(0xffffffff, grew), 0)) {
+#pragma unroll
+            for (int m = 0; m < kFragM; ++m) {
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    float t = top[m][half];
+                    t = fmaxf(t, __shfl_xor_sync(0xffffffff, t, 1));
+                    t = fmaxf(t, __shfl_xor_sync(0xffffffff, t, 2));
+                    const float old = scale[m][half], now = fmaf(t, kScale, -old) > kFar ? t * kScale : old;
+                    const float shrink = now == old ? 1.f : ex2(old - now);
+                    scale[m][half] = now;
+                    sum[m][half] *= shrink;
 #pragma unroll
                     for (int n = 0; n < HD / 8; ++n) {
                         o[m][n][2 * half] *= shrink;
@@ -135,25 +156,33 @@ struct Flash {
                     }
                 }
             }
-            // The accumulator's layout of two neighbouring fragments is that of one left operand.
-#pragma unroll
-            for (int k = 0; k < kKeys / 16; ++k) {
-#pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    p[m][k][i] = narrow2(s[m][2 * k + i / 2][i % 2 * 2], s[m][2 * k + i / 2][i % 2 * 2 + 1]);
-                }
-            }
         }
+        between();
 #pragma unroll
         for (int k = 0; k < kKeys / 16; ++k) {
+            if (kMasked && kHeld && k * 16 >= left) continue;  // (HD 128: one jump more and ptxas spills)
+            uint32_t p[kFragM][4];
+#pragma unroll
+            for (int m = 0; m < kFragM; ++m) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {  // the accumulator's layout of two neighbouring fragments is that of one left operand
+                    float(&pair)[4] = s[m][2 * k + i / 2];
+                    const int half = i % 2;
+                    const float a = ex2(fmaf(pair[2 * half], kScale, -scale[m][half]));
+                    const float b = ex2(fmaf(pair[2 * half + 1], kScale, -scale[m][half]));
+                    sum[m][half] += a;
+                    sum[m][half] += b;
+                    p[m][i] = narrow2(a, b);
+                }
+            }
 #pragma unroll
             for (int n = 0; n < HD / 16; ++n) {
                 uint32_t b[4];
                 ldmatrix_x4_trans(b, (v_at ^ n * 32) + k * 16 * kRowBytes);
 #pragma unroll
                 for (int m = 0; m < kFragM; ++m) {
-                    mma_m16n8k16(o[m][2 * n], p[m][k], b[0], b[1]);
-                    mma_m16n8k16(o[m][2 * n + 1], p[m][k], b[2], b[3]);
+                    mma_m16n8k16(o[m][2 * n], p[m], b[0], b[1]);
+                    mma_m16n8k16(o[m][2 * n + 1], p[m], b[2], b[3]);
                 }
             }
         }
@@ -163,6 +192,7 @@ struct Flash {
     template <class To>
     __device__ __forceinline__ void finish(char* smem, To to) {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        __syncwarp();
 #pragma unroll
         for (int m = 0; m < kFragM; ++m) {
 #pragma unroll

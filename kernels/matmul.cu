@@ -38,20 +38,18 @@ __device__ __forceinline__ void matmul(void* y_, const bf16* x, const bf16* w, c
 
     const int row = threadIdx.x / 4;
     constexpr int kStep = T::kThreads / 4;
-    static_assert(kStep % 16 == 0, "all rows of a thread are of w, or all of w3");
-    const bf16* b_rows = kSwiGlu && row / 8 % 2 ? w3 : w;
-    int a_at[T::kRowsM], b_at[T::kRowsN];  // first elements of the thread's rows
+    const int chunk = threadIdx.x % 4 * 8;
+    Rows<T::kRowsM> a_rows;
+    Rows<T::kRowsN> b_rows;
 #pragma unroll
-    for (int i = 0; i < T::kRowsM; ++i) a_at[i] = min(m0 + row + i * kStep, M - 1) * K;
+    for (int i = 0; i < T::kRowsM; ++i) a_rows.at[i] = x + size_t(min(m0 + row + i * kStep, M - 1)) * K + chunk;
 #pragma unroll
     for (int i = 0; i < T::kRowsN; ++i) {
-        const int r = row + i * kStep;
-        b_at[i] = min(kSwiGlu ? n0 + r / 16 * 8 + r % 8 : n0 + r, N - 1) * K;
+        const int r = row + i * kStep, n = kSwiGlu ? n0 + r / 16 * 8 + r % 8 : n0 + r;
+        b_rows.at[i] = (kSwiGlu && r / 8 % 2 ? w3 : w) + size_t(min(n, N - 1)) * K + chunk;
     }
     float acc[T::kFragM][T::kFragN][4] = {};
-    multiply<T>(
-        acc, smem, K, [&](int i, int k, uint32_t to) { cp_async_16(to, element(x + k, a_at[i]), k < K ? 16 : 0); },
-        [&](int i, int k, uint32_t to) { cp_async_16(to, element(b_rows + k, b_at[i]), k < K ? 16 : 0); });
+    multiply<T>(acc, smem, K, a_rows, b_rows);
 
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int warp_m = warp / T::kWarpsN * T::kWarpM, warp_n = warp % T::kWarpsN * T::kWarpN;

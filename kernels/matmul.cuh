@@ -26,13 +26,25 @@ struct Tile {
     static constexpr int kStaging = kBlockM * kBlockN * 2;                                  // bytes of results
     static constexpr int kShared = kStages * kSlot > kStaging ? kStages * kSlot : kStaging;
     static_assert(kWarpM % 16 == 0 && kWarpN % 16 == 0, "fragments are 16 rows, and 16 columns a load");
-    static_assert(kRowsM > 0 && kRowsN > 0, "every thread copies rows of both operands");
+    static_assert(kBlockM * 4 % kThreads == 0 && kBlockN * 4 % kThreads == 0, "every thread copies as many rows");
 };
 
-// Multiplies; `load_a(i, k, slot address)` and `load_b` copy chunk `threadIdx.x % 4` of the thread's i-th row at column k of their operand.
-template <class T, class LoadA, class LoadB>
-__device__ __forceinline__ void multiply(float (&acc)[T::kFragM][T::kFragN][4], char* smem, int K, LoadA load_a,
-                                         LoadB load_b) {
+// Chunk `threadIdx.x % 4` of the thread's rows of an operand, tile after tile.
+template <int kCount>
+struct Rows {
+    const bf16* at[kCount];  // in the tile that is copied next
+
+    // The i-th row's chunk, or zeros.
+    __device__ __forceinline__ void copy(int i, uint32_t to, bool inside) const { cp_async_16(to, at[i], inside ? 16 : 0); }
+    __device__ __forceinline__ void advance() {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) at[i] += kBlockK;
+    }
+};
+
+// Multiplies; `a` and `b` copy as Rows does, `inside` saying whether their columns are below K.
+template <class T, class A, class B>
+__device__ __forceinline__ void multiply(float (&acc)[T::kFragM][T::kFragN][4], char* smem, int K, A a_rows, B b_rows) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int warp_m = warp / T::kWarpsN * T::kWarpM, warp_n = warp % T::kWarpsN * T::kWarpN;
     const uint32_t base = shared_address(smem);
@@ -51,11 +63,12 @@ __device__ __forceinline__ void multiply(float (&acc)[T::kFragM][T::kFragN][4], 
         b_at[j] = base + (T::kBlockM + warp_n + b_row) * 64 + ((2 * j + lane / 8 % 2) ^ (b_row / 2 % 4)) * 16;
     }
     auto copy = [&](int tile, uint32_t slot) {
-        const int k = tile * kBlockK + chunk * 8;
+        const bool inside = tile * kBlockK + chunk * 8 < K;
 #pragma unroll
-        for (int i = 0; i < T::kRowsM; ++i) load_a(i, k, to + slot + i * kRowStep);
+        for (int i = 0; i < T::kRowsM; ++i) a_rows.copy(i, to + slot + i * kRowStep, inside);
 #pragma unroll
-        for (int i = 0; i < T::kRowsN; ++i) load_b(i, k, to + slot + T::kBlockM * 64 + i * kRowStep);
+        for (int i = 0; i < T::kRowsN; ++i) b_rows.copy(i, to + slot + T::kBlockM * 64 + i * kRowStep, inside);
+        a_rows.advance(), b_rows.advance();
     };
     uint32_t a[2][T::kFragM][4], b[2][T::kFragN / 2][4];
     auto read = [&](int j, uint32_t slot) {
@@ -77,7 +90,7 @@ __device__ __forceinline__ void multiply(float (&acc)[T::kFragM][T::kFragN][4], 
     const int tiles = (K + kBlockK - 1) / kBlockK;
 #pragma unroll
     for (int s = 0; s < T::kStages - 1; ++s) {
-        if (s < tiles) copy(s, s * T::kSlot);
+        copy(s, s * T::kSlot);
         cp_async_commit_group();
     }
     cp_async_wait_group<T::kStages - 2>();
@@ -88,14 +101,14 @@ __device__ __forceinline__ void multiply(float (&acc)[T::kFragM][T::kFragN][4], 
     for (int tile = 0; tile < tiles; ++tile) {
         read(1, slot);
         // The slot that is filled was last read before the barrier below, in the round before.
-        if (tile + T::kStages - 1 < tiles) copy(tile + T::kStages - 1, fill);
+        copy(tile + T::kStages - 1, fill);  // past the last tile: zeros, which nobody multiplies
         cp_async_commit_group();
         multiply(0);
         fill = slot;
         slot = slot + T::kSlot == T::kStages * T::kSlot ? 0 : slot + T::kSlot;
         cp_async_wait_group<T::kStages - 2>();
         __syncthreads();
-        if (tile + 1 < tiles) read(0, slot);
+        read(0, slot);
         multiply(1);
     }
     cp_async_wait_group<0>();

@@ -8,15 +8,6 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// p + i for elements of two bytes, as one instruction: the compiler's own choice is two.
-template <class Element>
-__device__ __forceinline__ const Element* element(const Element* p, int i) {
-    static_assert(sizeof(Element) == 2, "the factor is two");
-    uint64_t at;
-    asm("mad.wide.s32 %0, %1, 2, %2;" : "=l"(at) : "r"(i), "l"(p));
-    return reinterpret_cast<const Element*>(at);
-}
-
 // cp.async.cg.shared.global: 16 bytes of which the first `bytes` (0 or 16) are read and the rest are zero.
 __device__ __forceinline__ void cp_async_16(uint32_t to, const void* from, int bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");

@@ -28,7 +28,9 @@ __device__ __forceinline__ void rope_split(bf16* q, bf16* k, bf16* v, const bf16
     __shared__ float s_cos[kBlock], s_sin[kBlock];
     const int t = blockIdx.x, half = HD / 2;
     if (threadIdx.x < half) {
-        sincosf(position * inv_freq[threadIdx.x], &s_sin[threadIdx.x], &s_cos[threadIdx.x]);
+        const float angle = position * inv_freq[threadIdx.x];
+        __builtin_assume(fabsf(angle) < 1e5f);  // ops/rope_split.rs sees to it; above, sincosf has an array in local memory
+        sincosf(angle, &s_sin[threadIdx.x], &s_cos[threadIdx.x]);
     }
     __syncthreads();
     const int group = NH / NKV, slots = NKV * (group + 2), units = half / 8;

@@ -15,7 +15,9 @@ use crate::device::{self, Choice, Device};
 use crate::graph::{Node, Tensor};
 use crate::image::{Mask, Rgb};
 use crate::models::llm::Rows;
-use crate::models::mllmseg::{self, Image, Masks, Model, Savings, Segment, States, Text, write_rows};
+use crate::models::mllmseg::{
+    self, Image, Masks, Model, PictureData, PictureRoom, Pictures, Savings, Segment, States, Text, write_rows,
+};
 use crate::ops::{DESCRIPTOR, KvCache};
 use crate::plan::Plan;
 use crate::reference::Precision;
@@ -175,31 +177,28 @@ pub struct Engine {
 
 /// Buffers and plans that stay from run to run.
 ///
-/// Rows of the K/V cache: the system prompt's if it is shared, those of each image in turn, then those of the text.
+/// Rows of the K/V cache: for each image the system prompt's, the same ones, and its own, so that text sees one range of them whichever
+/// image it is about (a sum's order, and so its bits, follow the ranges); then those of the text.
 struct Session {
     states: States,
     /// Number of state buffers that stay; those of images, of text, and of masks come after, in this order.
     kept: usize,
     kv: KvCache,
     system: (Plan, Rows),
-    /// Rows of the system prompt's K/V that are computed and shared.
+    /// Rows of the system prompt's K/V that are computed once.
     shared: usize,
-    /// Rows of each image's K/V.
+    /// K/V rows of an image, the system prompt's included.
     per_image: usize,
+    /// Images that there is room for.
+    max_images: usize,
+    /// By pictures and their [`PictureRoom`].
+    pictures: HashMap<[usize; 4], Kept<Pictures>>,
     /// By images.
     images: HashMap<[usize; 1], Kept<Image>>,
     /// By rows, sequences and slots.
     texts: HashMap<[usize; 3], Kept<Text>>,
     /// By masks, pixels of masks, rows of hidden states, and images.
     masks: HashMap<[usize; 4], Kept<Masks>>,
-}
-
-impl Session {
-    /// The K/V ranges that text about an image sees. Two ranges whichever image it is: a sum's order, and so its bits, follow them.
-    fn seen(&self, image: usize) -> [(usize, usize); 2] {
-        let own = (self.shared + image * self.per_image, self.per_image);
-        if self.shared == 0 { [own, (0, 0)] } else { [(0, self.shared), own] }
-    }
 }
 
 /// A sequence of one of the pictures of a run.
@@ -326,7 +325,12 @@ impl Engine {
 
     /// What makes requests ready for this engine, on any thread.
     pub fn preprocessor(&self) -> Preprocessor {
-        Preprocessor::new(&self.model, Arc::clone(&self.tokenizer), self.options.user_text)
+        Preprocessor::new(
+            &self.model,
+            Arc::clone(&self.tokenizer),
+            self.options.user_text,
+            self.options.device,
+        )
     }
 
     /// Segments one picture; `keep_probabilities` fills [`Answer::probability`].
@@ -418,7 +422,18 @@ impl Engine {
             pictures.iter().enumerate().filter(|(_, p)| !p.asked.is_empty()).collect();
         // A run that is made again in halves gives some of its answers again, the same ones.
         let mut given: Vec<Vec<bool>> = pictures.iter().map(|p| vec![false; p.expressions]).collect();
-        let mut once = |p: usize, e: usize, answer: Result<Answer>| {
+        // What the sequences that only decide have said, by expression.
+        let mut decided: Vec<HashMap<usize, bool>> = pictures.iter().map(|_| HashMap::new()).collect();
+        let mut once = |p: usize, e: usize, mut answer: Result<Answer>| {
+            let n = given[p].len();
+            if let (Ok(answer), true) = (&answer, e >= n) {
+                decided[p].insert(e - n, answer.no_target);
+                return;
+            }
+            let e = e % n;
+            if let (Ok(answer), Some(&no_target)) = (&mut answer, decided[p].get(&e)) {
+                answer.no_target = no_target;
+            }
             if !std::mem::replace(&mut given[p][e], true) {
                 each(p, e, answer);
             }
@@ -468,6 +483,42 @@ impl Engine {
         Stream::new(self, requests)
     }
 
+    /// Bytes of the weights that the device computes with.
+    pub fn weights_bytes(&self) -> u64 {
+        let weights = self.device.weights();
+        let derived = weights.all_derived().iter().map(|(dtype, values)| values.len() * dtype.bytes(4));
+        let bf16 = weights.weight_ids().into_iter().map(|id| 2 * weights.weight(id).len());
+        bf16.chain(derived).sum::<usize>() as u64
+    }
+
+    /// Bytes that a run of `images` pictures, `rows` rows of text, `masks` masks and `pixels` pixels of masks needs on the device, by what
+    /// they are for, besides the weights; nothing is allocated.
+    ///
+    /// # Errors
+    /// Those of the prompts and of the graphs.
+    pub fn memory_plan(&self, [images, rows, masks, pixels]: [usize; 4]) -> Result<Vec<(&'static str, u64)>> {
+        let (prefix, image_rows) = {
+            let prompts = self.prompts()?;
+            (prompts.prefix().len(), prompts.image().len())
+        };
+        let (m, savings, act) = (&self.model, self.options.savings, self.device.act_bytes());
+        let cap = images * (prefix + image_rows) + rows;
+        let mut states = States::default();
+        let kv = states.kv_cache(&m.config, cap);
+        let (image, io) = mllmseg::image(m, &mut states, &kv, images, image_rows, savings)?;
+        let (text, text_io) = mllmseg::text(m, &mut states, &kv, [rows, masks, masks], savings)?;
+        let (mask, _) = mllmseg::masks(m, &mut states, &io.sa, &text_io.t_q, masks, pixels, savings)?;
+        let bytes = |t: &Tensor| (t.len() * t.dtype.bytes(act)) as u64;
+        let arena = [image, text, mask].into_iter().map(|g| Plan::new(g, act).map(|p| p.arena_bytes));
+        let arena = arena.collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or(0);
+        let kv_bytes = bytes(&kv.k) + bytes(&kv.v);
+        Ok(vec![
+            ("K/V cache", kv_bytes),
+            ("inputs and results", states.tensors.iter().map(bytes).sum::<u64>() - kv_bytes),
+            ("activations", arena as u64),
+        ])
+    }
+
     /// Runs some pictures, at most `max_images`, and all that is asked of them.
     fn run_images(
         &mut self,
@@ -486,7 +537,7 @@ impl Engine {
         let rows = |batch: &Vec<Asking>| batch.iter().map(|a| a.asked.sequence.ids.len()).sum::<usize>();
         let longest = batches.iter().map(rows).fold(MAX_ROWS, usize::max);
         let longest = bucket(self.device.as_ref(), longest, TEXT_STEP);
-        let images: Vec<&[f32]> = pictures.iter().map(|(_, p)| &p.pixels[..]).collect();
+        let images: Vec<&Rgb> = pictures.iter().filter_map(|(_, p)| p.picture.as_ref()).collect();
         for (i, batch) in batches.iter().enumerate() {
             // With `image_once` the first batch fills what the others read.
             if i == 0 || !self.options.savings.image_once {
@@ -520,12 +571,14 @@ impl Engine {
     /// Makes the session's buffers where they are missing or too small, and runs the system prompt.
     fn prepare(&mut self, prefix: &[u32], image_rows: usize, images: usize, text_rows: usize) -> Result<()> {
         let (m, savings, act) = (&self.model, self.options.savings, self.device.act_bytes());
-        let shared = if savings.system_once { prefix.len() } else { 0 };
-        let per_image = prefix.len() - shared + image_rows;
-        let cap = (shared + images * per_image + text_rows).next_multiple_of(KV_STEP);
-        if self.session.as_ref().is_some_and(|s| s.kv.k.shape[2] >= cap) {
+        let per_image = prefix.len() + image_rows;
+        let fits =
+            |s: &Session| s.max_images >= images && s.kv.k.shape[2] >= s.max_images * per_image + text_rows;
+        if self.session.as_ref().is_some_and(fits) {
             return Ok(());
         }
+        let max_images = self.session.as_ref().map_or(images, |s| s.max_images.max(images));
+        let cap = (max_images * per_image + text_rows).next_multiple_of(KV_STEP);
         let mut states = States::default();
         let kv = states.kv_cache(&m.config, cap);
         let (graph, rows) = mllmseg::system(m, &mut states, &kv, prefix.len())?;
@@ -536,39 +589,50 @@ impl Engine {
             states,
             kv,
             system,
-            shared,
+            shared: if savings.system_once { prefix.len() } else { 0 },
             per_image,
+            max_images,
+            pictures: HashMap::new(),
             images: HashMap::new(),
             texts: HashMap::new(),
             masks: HashMap::new(),
         };
         if savings.system_once {
-            let segment = Segment { rows: (0, prefix.len()), seen: [(0, 0); 2], kv: 0 };
             let ids: Vec<i32> = prefix.iter().map(|&id| id as i32).collect();
-            write_rows(self.device.as_mut(), &session.system.1, &ids, &[segment])?;
-            run(self.device.as_mut(), "system", &session.system.0, &mut self.timings, &mut self.observer)?;
+            for image in 0..max_images {
+                let segment = Segment { rows: (0, prefix.len()), seen: [(0, 0); 2], kv: image * per_image };
+                write_rows(self.device.as_mut(), &session.system.1, &ids, &[segment])?;
+                run(
+                    self.device.as_mut(),
+                    "system",
+                    &session.system.0,
+                    &mut self.timings,
+                    &mut self.observer,
+                )?;
+            }
         }
         self.session = Some(session);
         Ok(())
     }
 
     /// Runs the images: their K/V and the decoder's part stay for the expressions.
-    fn see(&mut self, prefix: &[u32], image_ids: &[u32], images: &[&[f32]]) -> Result<()> {
+    fn see(&mut self, prefix: &[u32], image_ids: &[u32], images: &[&Rgb]) -> Result<()> {
         let session = self.session.as_mut().expect("prepared");
         let (savings, act, b) = (self.options.savings, self.device.act_bytes(), images.len());
         let (shared, per_image) = (session.shared, session.per_image);
+        let rows = per_image - shared; // that are computed for each image
         let (states, first_own, kv, model) = (&mut session.states, session.kept, &session.kv, &self.model);
         let image = kept(&mut session.images, [b], || {
             states.tensors.truncate(first_own);
-            let (graph, io) = mllmseg::image(model, states, kv, b, per_image, savings)?;
+            let (graph, io) = mllmseg::image(model, states, kv, b, rows, savings)?;
             Ok(Kept { plan: Plan::new(graph, act)?, io, tensors: states.tensors[first_own..].to_vec() })
         })?;
         image.tensors.iter().try_for_each(|t| self.device.allocate(t))?;
         let io = &image.io;
-        let before = per_image - image_ids.len(); // rows of the system prompt that are computed here
+        let before = rows - image_ids.len(); // those of the system prompt
         let context = self.tokenizer.special().img_context;
         let mut patch = 0;
-        let mut ids = Vec::with_capacity(b * per_image);
+        let mut ids = Vec::with_capacity(b * rows);
         for _ in images {
             ids.extend(prefix[shared..].iter().chain(image_ids).map(|&id| {
                 if id == context {
@@ -580,15 +644,32 @@ impl Engine {
             }));
         }
         let segment = |i: usize| Segment {
-            rows: (i * per_image, per_image),
-            seen: [(0, shared), (0, 0)],
-            kv: shared + i * per_image,
+            rows: (i * rows, rows),
+            seen: [(i * per_image, shared), (0, 0)],
+            kv: i * per_image + shared,
         };
-        self.device.write_f32(&io.pixel_values, &images.concat())?;
+        let data = PictureData::new(images.iter().copied(), model.config.force_image_size);
+        let PictureRoom { bytes, tables, lines } = data.room();
+        let few = |n: usize, step| bucket(self.device.as_ref(), n, step);
+        let room = PictureRoom {
+            bytes: few(bytes, 1 << 20),
+            tables: few(tables, 1 << 12),
+            lines: few(lines, 1 << 8),
+        };
+        let first_own = first_own + image.tensors.len();
+        let pictures = kept(&mut session.pictures, [b, room.bytes, room.tables, room.lines], || {
+            states.tensors.truncate(session.kept);
+            states.tensors.extend_from_slice(&image.tensors);
+            let (graph, io) = mllmseg::pictures(model, states, &io.patches, b, room)?;
+            Ok(Kept { plan: Plan::new(graph, act)?, io, tensors: states.tensors[first_own..].to_vec() })
+        })?;
+        pictures.tensors.iter().try_for_each(|t| self.device.allocate(t))?;
+        data.write(self.device.as_mut(), &pictures.io)?;
+        run(self.device.as_mut(), "image", &pictures.plan, &mut self.timings, &mut self.observer)?;
         write_rows(self.device.as_mut(), &io.rows, &ids, &(0..b).map(segment).collect::<Vec<_>>())?;
         // hidden states of <img> and of all context tokens but the last predict the context tokens
         let tokens = io.read.len() / b;
-        let read = |i: usize| (i / tokens * per_image + before + i % tokens) as i32;
+        let read = |i: usize| (i / tokens * rows + before + i % tokens) as i32;
         self.device.write_i32(&io.read, &(0..io.read.len()).map(read).collect::<Vec<_>>())?;
         run(self.device.as_mut(), "image", &image.plan, &mut self.timings, &mut self.observer)
     }
@@ -619,12 +700,13 @@ impl Engine {
         each: Each,
     ) -> Result<()> {
         let session = self.session.as_mut().expect("prepared");
-        let text_kv = session.shared + images * session.per_image;
+        let (per_image, text_kv) = (session.per_image, session.max_images * session.per_image);
         let (mut segments, mut slots, mut t) = (Vec::new(), Vec::new(), 0);
         for a in batch {
             let Asked { sequence, expressions } = a.asked;
             let len = sequence.ids.len();
-            segments.push(Segment { rows: (t, len), seen: session.seen(a.image), kv: text_kv + t });
+            let seen = [(a.image * per_image, per_image), (0, 0)];
+            segments.push(Segment { rows: (t, len), seen, kv: text_kv + t });
             // The state before a slot predicts it.
             let slot = |(&expression, &p): (&usize, &usize)| Slot { of: *a, expression, row: t + p - 1 };
             slots.extend(expressions.iter().zip(&sequence.slots).map(slot));

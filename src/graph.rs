@@ -18,7 +18,7 @@ pub enum DType {
     F32,
     /// Token ids, positions, row numbers.
     I32,
-    /// Pixels of a mask.
+    /// Pixels of a picture or a mask.
     U8,
 }
 

@@ -9,6 +9,7 @@ pub mod device;
 pub mod dump;
 pub mod engine;
 mod error;
+pub mod eval;
 pub mod graph;
 pub mod image;
 pub mod models;

@@ -3,8 +3,8 @@
 mod common;
 
 use common::demo::{engine_with, picture, scenes};
-use common::gpu::{driver, expect_clean};
-use mllmseg::device::{Choice, cuda};
+use common::gpu::{device, driver, expect_clean, report};
+use mllmseg::device::cuda;
 use mllmseg::engine::{MAX_IMAGES, Prepared, Request};
 use mllmseg::models::mllmseg::Savings;
 use mllmseg::{Answer, Engine, Options, Prompting};
@@ -83,8 +83,8 @@ fn pictures_have_the_same_bits_together() {
 fn pictures_have_the_same_bits_together_through_the_kernels() {
     let _driver = driver();
     cuda::reset_simulator();
-    together(Options { device: Choice::Sim, ..Options::default() }, &requests(3, Prompting::Single));
-    expect_clean(&cuda::simulator_report().unwrap());
+    together(Options { device: device(), ..Options::default() }, &requests(3, Prompting::Single));
+    expect_clean(&report());
 }
 
 #[test]

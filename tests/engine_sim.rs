@@ -4,7 +4,7 @@
 mod common;
 
 use common::demo::{engine_with, expect_near_published_masks, model, picture};
-use common::gpu::{driver, expect_clean};
+use common::gpu::{device, driver, expect_clean, report};
 use mllmseg::device::{Choice, cuda};
 use mllmseg::{Answer, Engine, Options, Prompting};
 
@@ -12,7 +12,7 @@ const EXPRESSIONS: [&str; 5] =
     ["the white circle", "a red cat", "the largest square", "ring", "the leftmost blue shape"];
 
 fn sim() -> Engine {
-    engine_with(Options { device: Choice::Sim, ..Options::default() })
+    engine_with(Options { device: device(), ..Options::default() })
 }
 
 fn ask(engine: &mut Engine, expressions: &[&str], prompting: Prompting) -> Vec<Answer> {
@@ -39,7 +39,7 @@ fn scenes_match_the_published_masks() {
     let _driver = driver();
     cuda::reset_simulator();
     expect_near_published_masks(&mut sim());
-    expect_clean(&cuda::simulator_report().unwrap());
+    expect_clean(&report());
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn an_expression_has_the_same_bits_in_any_company() {
     }
     let joint = ask(&mut engine, &EXPRESSIONS[..2], Prompting::Joint);
     let mut plain =
-        engine_with(Options { device: Choice::Sim, graphs: false, sync: true, ..Options::default() });
+        engine_with(Options { device: device(), graphs: false, sync: true, ..Options::default() });
     identical("without graphs", &ask(&mut plain, &EXPRESSIONS, Prompting::Single), &together);
     identical("joint, without graphs", &ask(&mut plain, &EXPRESSIONS[..2], Prompting::Joint), &joint);
 }

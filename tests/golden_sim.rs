@@ -4,8 +4,8 @@
 mod common;
 
 use common::golden::{Golden, name_in_one_case, tiny};
-use common::gpu::{driver, expect_clean};
-use mllmseg::device::{Choice, cuda};
+use common::gpu::{device, driver, expect_clean, report};
+use mllmseg::device::cuda;
 use mllmseg::dump::{Data, Input, Tokens, dump};
 use mllmseg::image::{Rgb, normalize};
 
@@ -53,8 +53,8 @@ fn check(case: &str, pixels_of: &str, suffix: &str) {
     };
     cuda::reset_simulator();
     let tokens = Tokens::read(&tiny().dir).unwrap();
-    let values = dump(&tiny(), &tokens, &input, None, Choice::Sim).unwrap();
-    expect_clean(&cuda::simulator_report().unwrap());
+    let values = dump(&tiny(), &tokens, &input, None, device()).unwrap();
+    expect_clean(&report());
     let (mut compared, mut ious) = (0, Vec::new());
     for name in golden.names() {
         let Some(ours) = name_in_one_case(name, suffix) else { continue };

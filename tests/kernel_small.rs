@@ -7,6 +7,7 @@ mod common;
 
 use common::gpu::{Case, Output, normal, round};
 use mllmseg::graph::DType::{Act, F32, I32, U8};
+use mllmseg::image::{Rgb, resize_table};
 use mllmseg::ops;
 
 const EPS: f32 = 1e-5;
@@ -154,6 +155,48 @@ fn images_are_rearranged() {
         let x = case.input("x", F32, &[b, 3, s, s], &rounded(normal(3, b * 3 * s * s)));
         let y = case.output("y", Act, &[b * g * g, k]);
         case.run(ops::patchify(&y, &x, p).unwrap()).outputs[0].expect_equal();
+    }
+}
+
+/// Pictures smaller, larger and as large as the result, a line and a column, side by side in one run: Pillow's bits, normalised.
+#[test]
+fn preprocess_has_pillow_s_bits() {
+    for (g, p, k, sizes) in [
+        (4, 14, 592, &[(56, 56), (1, 1), (37, 300), (600, 41), (57, 55)][..]),
+        (11, 4, 56, &[(1, 700), (90, 2)]),
+        (32, 14, 592, &[(333, 517)]),
+    ] {
+        let pictures: Vec<Rgb> = sizes
+            .iter()
+            .map(|&(height, width)| {
+                // hard edges overshoot, so that results are clipped
+                let value = |i: usize| if i / 7 % 3 == 0 { 255 } else { (i * 37 % 251) as u8 };
+                Rgb { width, height, data: (0..height * width * 3).map(value).collect() }
+            })
+            .collect();
+        let s = g * p;
+        let (mut source, mut tables, mut rows, mut lines) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        for x in &pictures {
+            rows.extend([source.len() / 16, x.height, x.width, lines]);
+            source.extend_from_slice(&x.data);
+            source.resize(source.len().next_multiple_of(16), 0);
+            lines += x.height;
+            for n in [x.width, x.height] {
+                let (table, taps) = resize_table(n, s);
+                rows.extend([tables.len(), taps]);
+                tables.extend(table);
+            }
+        }
+        let rows: Vec<i32> = rows.into_iter().map(|v| v as i32).collect();
+        let mut case = Case::new();
+        let source = case.bytes("source", &source);
+        let tables = case.ints("tables", &[tables.len()], &tables);
+        let table = case.ints("pictures", &[pictures.len(), ops::PICTURE], &rows);
+        let lines = case.scratch("lines", U8, &[lines, s, 3]);
+        let y = case.output("y", Act, &[pictures.len() * g * g, k]);
+        let ran = case.run(ops::preprocess(&y, &lines, &source, &tables, &table, p).unwrap());
+        let y = &ran.outputs[0];
+        assert_eq!(y.gpu, rounded(y.cpu.clone()), "{sizes:?} to {s}");
     }
 }
 

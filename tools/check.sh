@@ -2,7 +2,8 @@
 # All checks, on a machine with only Rust, gcc and Python 3.11 with pip; what CI runs.
 #
 #   tools/check.sh          format, lints, all tests
-#   tools/check.sh --slow   and the tests marked #[ignore], the numpy forward on the golden data, the converter on PyTorch's files
+#   tools/check.sh --slow   and the tests marked #[ignore], the numpy forward on the golden data, the converter on PyTorch's files,
+#                           eval's figures and batches' files beside pycocotools and pyarrow
 #
 # Stops at the first stage that fails, with its exit code. Whole outputs lie in target/check/STAGE.log. Nothing is installed
 # globally: the CUDA compiler goes to .cuda/ (tools/cuda/fetch), Python packages to .cuda/python and target/check/python.
@@ -13,7 +14,7 @@ slow=
 case "${1-}" in
     '') ;;
     --slow) slow=1 ;;
-    *) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    *) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
 
 logs=target/check
@@ -45,7 +46,7 @@ stage() {
 python_env() {
     local env=target/check/python
     [ -x $env/bin/python ] || python3 -m venv $env
-    $env/bin/pip install -q --disable-pip-version-check -r tools/golden/requirements.txt
+    $env/bin/pip install -q --disable-pip-version-check -r tools/golden/requirements.txt -r tools/data/requirements.txt
 }
 
 # One with PyTorch (some gigabytes), whose files the converter must read.
@@ -66,10 +67,12 @@ stage driver '^(warning|error)|Finished' cargo build --locked --release -p ptxsi
 stage numba-pycuda . tools/ptxsim/tests/python/run
 if [ "$slow" ]; then
     stage slow-tests "$results" cargo test --locked --release --workspace --no-fail-fast -- --ignored
+    stage gpu-check . tools/gpu-check --sim
     stage python-env . python_env
     stage torch-env . torch_env
     stage torch-files . target/check/torch/bin/python tools/convert/test_to_safetensors.py --torch
     stage golden . target/check/python/bin/python tools/golden/numpy_check.py tests/data/golden
+    stage eval . target/check/python/bin/python tools/check_eval.py target/release/mllmseg
 fi
 
 echo

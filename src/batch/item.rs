@@ -1,7 +1,7 @@
 //! What goes into a batch and what comes out: one picture with its expressions; one record an expression.
 
 use crate::image::{Mask, Rle};
-use crate::{Answer, Error, Result};
+use crate::{Answer, Error, Prompting, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -40,6 +40,15 @@ impl Picture {
             Self::Bad(_) => "",
         }
     }
+}
+
+/// How a picture's expressions are asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// In one of the usual ways.
+    As(Prompting),
+    /// As the published evaluation does, with `[REJ]` forced where this says that there is no target.
+    Published(Vec<bool>),
 }
 
 /// Items in order. A record of the source that cannot be used is an item with [`Picture::Bad`]; an `Err` is the source's own end (its file

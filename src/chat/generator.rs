@@ -24,8 +24,10 @@ const PROMPT_STEP: usize = 64;
 const MAX_PLANS: usize = 64;
 /// Tokens of the K/V cache, at most.
 const MAX_CACHE: usize = 1 << 24;
-/// Tokens that are guessed for one sequence in a step, at most.
+/// Tokens that are guessed for one sequence in a step, at most; on the CPU, where more rows cost more.
 const GUESSES: usize = 7;
+/// See [`GUESSES`].
+const CPU_GUESSES: usize = 3;
 /// How an answer is generated.
 #[derive(Clone, Debug)]
 pub struct Generation {
@@ -136,7 +138,6 @@ pub struct Prompt {
 pub(super) struct History {
     cells: Vec<Cell>,
     held: Held,
-    clean: usize,
     rotation: usize,
 }
 
@@ -252,8 +253,6 @@ struct Sequence {
     keys: Vec<Key>,
     /// Tokens whose K and V are there.
     done: usize,
-    /// Of those, the first ones that were all computed as parts of prompts, and may be shared: a step's K and V can differ in their last bits.
-    clean: usize,
     rotation: usize,
     since: Instant,
     first: Option<Instant>,
@@ -277,7 +276,7 @@ pub struct Generator {
     buffers: Buffers,
     plans: HashMap<Kind, Plan>,
     pages: Pages,
-    template: Vec<TokenId>,
+    template: Vec<Vec<TokenId>>,
     waiting: VecDeque<Waiting>,
     /// Those that ended before they began.
     cancelled: Vec<Waiting>,
@@ -288,7 +287,7 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Of an opened checkpoint; guesses may come from `template`. `progress` is called with the bytes of weights that are on the device,
+    /// Of an opened checkpoint; `template` are runs of tokens whose first is a guess at the rest. `progress` is called with the bytes of weights that are on the device,
     /// and those in all.
     ///
     /// # Errors
@@ -296,7 +295,7 @@ impl Generator {
     pub fn new(
         checkpoint: Arc<Checkpoint>,
         options: &Options,
-        template: Vec<TokenId>,
+        template: Vec<Vec<TokenId>>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         if options.cache_tokens == 0 || options.cache_tokens > MAX_CACHE {
@@ -461,8 +460,7 @@ impl Generator {
             s.reply.timings.decode_ms = ms(now - first);
             s.held.truncate(s.done.div_ceil(PAGE));
             s.cells.truncate(s.done);
-            s.reply.history =
-                Some(History { cells: s.cells, held: s.held, clean: s.clean, rotation: s.rotation });
+            s.reply.history = Some(History { cells: s.cells, held: s.held, rotation: s.rotation });
             events.push(Event::Done(s.id, Box::new(s.reply)));
         }
     }
@@ -509,7 +507,6 @@ impl Generator {
         // At least the last row is computed: the first token of the answer follows from it.
         let mut held = self.pages.find(&keys[..(len - 1) / PAGE]);
         let mut done = held.numbers().len() * PAGE;
-        let mut clean = done;
         // Of an earlier turn's pages those are kept that hold more of this prompt than was found, and no others.
         let history = waiting.prompt.history.take().filter(|h| h.rotation == rotation).and_then(|mut h| {
             let mut same = cells[..len - 1].iter().zip(&h.cells).take_while(|(a, b)| a == b).count();
@@ -521,7 +518,7 @@ impl Generator {
             (same > done).then_some(h)
         });
         if let Some(h) = &history {
-            (done, clean) = (h.cells.len(), h.clean.min(h.cells.len()));
+            done = h.cells.len();
         }
         let kept = history.as_ref().map_or(held.numbers(), |h| h.held.numbers()).len();
         let limit = waiting.generation.max_new_tokens.min(self.pages.count().0 * PAGE - len);
@@ -546,7 +543,6 @@ impl Generator {
             held,
             keys,
             done,
-            clean,
             rotation,
             since,
             first: None,
@@ -641,10 +637,7 @@ impl Generator {
         let s = self.running[place].as_mut().expect("a sequence");
         s.reply.timings.vision_ms += ms(seen);
         s.done = end;
-        if s.clean == start {
-            s.clean = end;
-        }
-        for (&page, &key) in s.held.numbers().iter().zip(&s.keys).take(s.clean / PAGE) {
+        for (&page, &key) in s.held.numbers().iter().zip(&s.keys).take(s.done / PAGE) {
             self.pages.publish(page, key);
         }
         if answer {
@@ -679,7 +672,8 @@ impl Generator {
     /// The next tokens of the sequences in `places`.
     fn decode(&mut self, places: &[usize], events: &mut Vec<Event>) -> Result<()> {
         let max = self.model.config.llm_config.max_position_embeddings;
-        let share = (STEP_ROWS / places.len() - 1).min(GUESSES);
+        let most = if self.device.keeps_plans() { GUESSES } else { CPU_GUESSES };
+        let share = (STEP_ROWS / places.len() - 1).min(most);
         let (mut ids, mut seqs, mut positions) = (Vec::new(), Vec::new(), Vec::new());
         let mut first_rows = Vec::new();
         for &place in places {

@@ -30,7 +30,7 @@ use crate::checkpoint::{Checkpoint, config::Config};
 use crate::device::Choice;
 use crate::image::{Rgb, tiles};
 use crate::reference::Precision;
-use crate::text::{Prompts, Tokenizer, UserText};
+use crate::text::{Prompts, TokenId, Tokenizer, UserText};
 use crate::{Error, Result};
 use generator::History;
 pub use generator::{Event, Finish, Generation, Generator, Id, Picture, Prompt, Reply, Sampling, Timings};
@@ -38,8 +38,8 @@ pub use pages::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// What boxes look like: guesses may come from here.
-const TEMPLATE: &str = "[[100, 100, 100, 100]]";
+/// What boxes look like.
+const TEMPLATE: &str = "[[1, 1, 1, 1]]";
 
 /// How a chat computes.
 #[derive(Clone, Copy, Debug)]
@@ -128,9 +128,7 @@ impl Chat {
             let expected = format!("at most {has} token ids (llm_config.vocab_size)");
             return Err(Error::file(&checkpoint.dir, expected, format!("{ids} in the tokenizer")));
         }
-        let mut template = tokenizer.encode_plain(TEMPLATE)?;
-        template.push(tokenizer.special().im_end);
-        let generator = Generator::new(checkpoint, &options, template, progress)?;
+        let generator = Generator::new(checkpoint, &options, template(&tokenizer)?, progress)?;
         Ok(Self { generator, tokenizer: Arc::new(tokenizer), user_text: options.user_text })
     }
 
@@ -289,6 +287,16 @@ impl Chat {
         let ids = prompts.chat(&conversation.turns, question, &counts)?;
         self.generator.prompt(&ids, self.tokenizer.special().img_context, &conversation.pictures)
     }
+}
+
+/// What stands between the numbers of a box and behind them: where its first token is certain, so is the rest.
+fn template(tokenizer: &Tokenizer) -> Result<Vec<Vec<TokenId>>> {
+    let ids = [tokenizer.encode_plain(TEMPLATE)?, vec![tokenizer.special().im_end]].concat();
+    let number = tokenizer.encode_plain("[[1")?.last().copied();
+    let mut runs: Vec<Vec<TokenId>> = ids.split(|&id| Some(id) == number).map(Vec::from).collect();
+    runs.dedup();
+    runs.retain(|run| run.len() > 1);
+    Ok(runs)
 }
 
 /// `question` with a place for each of `pictures` new pictures: as it has them, or before it.

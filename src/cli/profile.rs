@@ -119,7 +119,7 @@ struct Rows {
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    let device = args.compute.device;
+    let device = args.compute.on.device;
     let mut engine = args.compute.open(&args.model)?;
     let gpu = match device {
         Choice::Cpu if args.capture.is_some() => {

@@ -115,6 +115,10 @@ impl Device for Cpu {
         self.write(t, data)
     }
 
+    fn write_u8(&mut self, t: &Tensor, data: &[u8]) -> Result<()> {
+        self.write(t, data)
+    }
+
     fn read_i32(&self, t: &Tensor) -> Result<Vec<i32>> {
         self.read(t)
     }
@@ -189,6 +193,11 @@ impl<'a> Memory<'a> {
     #[allow(clippy::mut_from_ref)]
     pub fn i32_mut(&self, t: &Tensor) -> &'a mut [i32] {
         self.slice_mut(t)
+    }
+
+    /// u8 elements to read.
+    pub fn u8(&self, t: &Tensor) -> &'a [u8] {
+        self.slice(t)
     }
 
     /// u8 elements to write.

@@ -92,6 +92,9 @@ pub trait Device: Values + Send {
     /// Copies `data`, which must fill `t`, into an i32 state buffer.
     fn write_i32(&mut self, t: &Tensor, data: &[i32]) -> Result<()>;
 
+    /// Copies `data`, which must fill `t`, into a u8 state buffer.
+    fn write_u8(&mut self, t: &Tensor, data: &[u8]) -> Result<()>;
+
     /// For copies to the device from other threads while a plan runs; none for a device whose memory is the host's.
     fn uploader(&self) -> Option<Arc<cuda::Uploader>> {
         None

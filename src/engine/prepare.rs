@@ -1,11 +1,15 @@
 //! The host's work before a run: a picture's pixels at the model's size, its expressions as token ids. Any thread can do it.
 
 use super::{Prompting, Request};
-use crate::image::{Rgb, normalize, resize_bicubic};
+use crate::device::Choice;
+use crate::image::{Rgb, resize_bicubic};
 use crate::models::mllmseg::Model;
 use crate::text::{Prompts, Sequence, Tokenizer, UserText};
 use crate::{Error, Result};
 use std::sync::Arc;
+
+/// Pixels of a picture that a device resizes; larger ones would take more of its memory than a mask decoder.
+const MAX_DEVICE_PIXELS: usize = 32 << 20;
 
 /// Makes requests ready for an engine of the same model. Cheap to clone; clones may work on several threads at once.
 #[derive(Clone)]
@@ -16,21 +20,24 @@ pub struct Preprocessor {
     /// Side of the model's input, in pixels.
     size: usize,
     user_text: UserText,
+    /// Pictures of more pixels are resized here, others by the device.
+    most_pixels: usize,
 }
 
 /// A picture as the model sees it, with what is asked of it; made by [`Preprocessor::prepare`].
 pub struct Prepared {
     /// Width and height of the source picture, in pixels.
     pub(super) size: [usize; 2],
-    /// `(3, S, S)`, normalised; empty if nothing can be asked.
-    pub(super) pixels: Vec<f32>,
+    /// The source, or the source resized to the model's input: resizing that again changes nothing. None if nothing can be asked.
+    pub(super) picture: Option<Rgb>,
     pub(super) asked: Vec<Asked>,
     /// Expressions that cannot be used, by place.
     pub(super) unusable: Vec<(usize, Error)>,
     pub(super) expressions: usize,
 }
 
-/// A sequence and the expressions that its slots answer.
+/// A sequence and the expressions that its slots answer; `n` more than an expression's place, where there are `n`, if the slot only
+/// decides whether it is rejected. Such sequences come before those that give the masks.
 pub(super) struct Asked {
     pub sequence: Sequence,
     pub expressions: Vec<usize>,
@@ -49,7 +56,7 @@ impl Prepared {
 }
 
 impl Preprocessor {
-    pub(super) fn new(model: &Model, tokenizer: Arc<Tokenizer>, user_text: UserText) -> Self {
+    pub(super) fn new(model: &Model, tokenizer: Arc<Tokenizer>, user_text: UserText, device: Choice) -> Self {
         let config = &model.config;
         Self {
             tokenizer,
@@ -57,6 +64,7 @@ impl Preprocessor {
             image_tokens: config.image_tokens(),
             size: config.force_image_size,
             user_text,
+            most_pixels: if device == Choice::Cpu { 0 } else { MAX_DEVICE_PIXELS },
         }
     }
 
@@ -68,7 +76,17 @@ impl Preprocessor {
         Prompts::new(&self.tokenizer, self.system_message.as_deref(), self.image_tokens, self.user_text)
     }
 
-    /// Resizes, normalises, tokenizes. An expression that cannot be used gets its error as its answer later.
+    /// Rows of text that these expressions take, and the errors of those that cannot be used, by place.
+    ///
+    /// # Errors
+    /// Those of the model's prompts.
+    pub fn rows(&self, expressions: &[&str], prompting: Prompting) -> Result<(usize, Vec<(usize, Error)>)> {
+        let mut unusable = Vec::new();
+        let asked = ask(&self.prompts()?, expressions, prompting, &mut unusable);
+        Ok((asked.iter().map(|a| a.sequence.ids.len()).sum(), unusable))
+    }
+
+    /// Resizes where the device does not, and tokenizes. An expression that cannot be used gets its error as its answer later.
     ///
     /// # Errors
     /// Those that concern the picture or the model's prompts.
@@ -89,12 +107,43 @@ impl Preprocessor {
     ) -> Result<Prepared> {
         let mut unusable = Vec::new();
         let asked = ask(&self.prompts()?, expressions, prompting, &mut unusable);
-        let pixels = match asked[..] {
-            [] => Vec::new(),
-            _ => normalize(&resize_bicubic(picture, self.size, self.size)?),
-        };
         let size = [picture.width, picture.height];
-        Ok(Prepared { size, pixels, asked, unusable, expressions: expressions.len() })
+        let picture = if asked.is_empty() { None } else { Some(self.source(picture)?) };
+        Ok(Prepared { size, picture, asked, unusable, expressions: expressions.len() })
+    }
+
+    /// Prepares what the published evaluation asks of a picture: all expressions in one prompt, whose slots hold the
+    /// ground truth, `[REJ]` where `rejected` says so. What the model would have said in its place at each slot is the answer's
+    /// `no_target`; the masks are read from a second prompt, in which all slots hold `[SEG]`.
+    ///
+    /// # Errors
+    /// Those that concern the picture or the prompt.
+    pub fn prepare_published(&self, picture: &Rgb, texts: &[&str], rejected: &[bool]) -> Result<Prepared> {
+        let (prompts, n) = (self.prompts()?, texts.len());
+        let ask = |rejected, expressions: std::ops::Range<usize>| -> Result<Asked> {
+            let sequence = prompts.published(texts, rejected)?;
+            Ok(Asked { sequence, expressions: expressions.collect() })
+        };
+        let mut asked = vec![ask(&[], 0..n)?];
+        if rejected.contains(&true) {
+            asked.insert(0, ask(rejected, n..2 * n)?);
+        }
+        let size = [picture.width, picture.height];
+        Ok(Prepared {
+            size,
+            picture: Some(self.source(picture)?),
+            asked,
+            unusable: Vec::new(),
+            expressions: n,
+        })
+    }
+
+    /// The picture as the device takes it.
+    fn source(&self, picture: &Rgb) -> Result<Rgb> {
+        if picture.width * picture.height <= self.most_pixels {
+            return Ok(picture.clone());
+        }
+        resize_bicubic(picture, self.size, self.size)
     }
 }
 

@@ -28,11 +28,19 @@ impl Default for Limits {
 /// # Errors
 /// [`Error::Io`] if the file cannot be read, [`Error::Image`] naming `path` for everything else.
 pub fn read(path: &Path, limits: &Limits, exif: bool) -> Result<Rgb> {
+    decode(&read_bytes(path, limits)?, &path.display().to_string(), limits, exif)
+}
+
+/// A picture file's bytes, for [`decode`]: no more than one over the limit.
+///
+/// # Errors
+/// [`Error::Io`] naming `path`.
+pub fn read_bytes(path: &Path, limits: &Limits) -> Result<Vec<u8>> {
     let file = std::fs::File::open(path).map_err(Error::io(path, "open"))?;
     let mut bytes = Vec::new();
     // One byte past the limit is enough for `decode` to see that the file is too big.
     file.take(limits.max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
-    decode(&bytes, &path.display().to_string(), limits, exif)
+    Ok(bytes)
 }
 
 /// A picture file's bytes to RGB. The format is found from the content, never from a name; `exif` turns and mirrors

@@ -9,16 +9,17 @@ mod gif;
 mod jpeg;
 mod mask;
 mod overlay;
+mod polygon;
 mod preprocess;
 mod resize;
 mod rle;
 mod tiff;
 
-pub use decode::{Limits, decode, read};
+pub use decode::{Limits, decode, read, read_bytes};
 pub use mask::Mask;
 pub use overlay::{Item, overlay};
 pub use preprocess::{MEAN, STD, grid, normalize, tiles};
-pub use resize::resize_bicubic;
+pub use resize::{resize_bicubic, resize_table};
 pub use rle::Rle;
 
 use crate::{Error, Result};

@@ -54,6 +54,18 @@ impl Kernel {
     }
 }
 
+/// The integers of a pass from `n` samples to `m`, as kernels/preprocess.cu reads them, and the most taps of a result: the first sample of
+/// each result, then, tap after tap, each result's weight, zero past its last.
+pub fn resize_table(n: usize, m: usize) -> (Vec<i32>, usize) {
+    let kernel = Kernel::new(n, m);
+    let taps = kernel.weights.iter().map(Vec::len).max().unwrap_or(0);
+    let mut table: Vec<i32> = kernel.first.iter().map(|&first| first as i32).collect();
+    for tap in 0..taps {
+        table.extend(kernel.weights.iter().map(|w| w.get(tap).copied().unwrap_or(0)));
+    }
+    (table, taps)
+}
+
 /// The cubic convolution kernel with a = -0.5.
 fn cubic(x: f64) -> f64 {
     const A: f64 = -0.5;

@@ -118,6 +118,104 @@ impl Rle {
         Ok(rle)
     }
 
+    /// The mask of `size` `[height, width]` with no pixel set.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if a side is 0 or the mask has 2^32 pixels or more.
+    pub fn empty(size: [usize; 2]) -> Result<Rle> {
+        Ok(Rle { size, counts: vec![check_size(size)? as u32] })
+    }
+
+    /// The pixels that are set in any of `masks`, which are all of `size`; none if there are none.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if a mask has another size or runs that do not sum to it.
+    pub fn union(size: [usize; 2], masks: &[Rle]) -> Result<Rle> {
+        let mut ones = Vec::new();
+        for mask in masks {
+            mask.check()?;
+            mask.check_same(size)?;
+            ones.extend(mask.ones());
+        }
+        ones.sort_unstable();
+        let mut counts = Vec::new();
+        let mut end = 0;
+        for [from, to] in ones {
+            if from > end || counts.is_empty() {
+                counts.extend([from - end, to - from]);
+            } else if to > end {
+                *counts.last_mut().expect("not empty") += to - end;
+            }
+            end = end.max(to);
+        }
+        let rest = check_size(size)? as u32 - end;
+        if rest > 0 || counts.is_empty() {
+            counts.push(rest);
+        }
+        Ok(Rle { size, counts })
+    }
+
+    /// The pixels that are set here and not in `other`.
+    ///
+    /// # Errors
+    /// As [`Rle::union`].
+    pub fn without(&self, other: &Rle) -> Result<Rle> {
+        Rle::union(self.size, &[self.inverse(), other.clone()]).map(|outside| outside.inverse())
+    }
+
+    /// The pixels that are not set.
+    fn inverse(&self) -> Rle {
+        let counts = match &self.counts[..] {
+            [0, rest @ ..] => rest.to_vec(),
+            all => [&[0], all].concat(),
+        };
+        Rle { size: self.size, counts }
+    }
+
+    /// Pixels that are set in both masks.
+    ///
+    /// # Errors
+    /// As [`Rle::union`].
+    pub fn intersection(&self, other: &Rle) -> Result<u64> {
+        for mask in [self, other] {
+            mask.check()?;
+            mask.check_same(self.size)?;
+        }
+        let (mut a, mut b) = (self.ones().peekable(), other.ones().peekable());
+        let mut both = 0;
+        while let (Some(&[a0, a1]), Some(&[b0, b1])) = (a.peek(), b.peek()) {
+            both += u64::from(a1.min(b1).saturating_sub(a0.max(b0)));
+            if a1 <= b1 {
+                a.next()
+            } else {
+                b.next()
+            };
+        }
+        Ok(both)
+    }
+
+    /// The runs of ones as `[from, to)`, pixels counted down the columns. The runs must sum to less than 2^32.
+    fn ones(&self) -> impl Iterator<Item = [u32; 2]> {
+        let mut at = 0;
+        self.counts.chunks(2).filter_map(move |pair| {
+            let from = at + pair[0];
+            at = from + pair.get(1)?;
+            (at > from).then_some([from, at])
+        })
+    }
+
+    fn check_same(&self, size: [usize; 2]) -> Result<()> {
+        let [h, w] = self.size;
+        if self.size == size {
+            return Ok(());
+        }
+        Err(Error::shape(
+            "masks to compare",
+            format!("{} rows of {}", size[0], size[1]),
+            format!("{h} of {w}"),
+        ))
+    }
+
     /// Pixels that are set.
     pub fn area(&self) -> u64 {
         self.counts.iter().skip(1).step_by(2).map(|&n| u64::from(n)).sum()
@@ -161,7 +259,7 @@ impl Rle {
 }
 
 /// `height * width`, if it is from 1 to 2^32 - 1.
-fn check_size([h, w]: [usize; 2]) -> Result<usize> {
+pub(super) fn check_size([h, w]: [usize; 2]) -> Result<usize> {
     match h.checked_mul(w) {
         Some(pixels @ 1..=0xFFFF_FFFF) => Ok(pixels),
         _ => Err(Error::shape("RLE size", "1 to 2^32 - 1 pixels", format!("{h} rows of {w}"))),

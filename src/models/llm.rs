@@ -195,6 +195,7 @@ pub fn layers_in(
     let (t, c, hd) = (at.ids().len(), cfg.hidden_size, cfg.head_dim());
     let (nh, nkv, f) = (cfg.num_attention_heads, cfg.num_key_value_heads, cfg.intermediate_size);
     let eps = cfg.rms_norm_eps as f32;
+    let few = matches!(at, Context::Pages { each: true, .. });
     let mut x = g.act("llm.x", [t, c]);
     let (qkv, q) = (g.act("llm.qkv", [t, (nh + 2 * nkv) * hd]), g.act("llm.q", [t, nh, hd]));
     let mut o = g.act("llm.o", [t, nh * hd]);
@@ -204,8 +205,12 @@ pub fn layers_in(
         let keys_only = last && matches!(read, Read::Nothing);
         let to_q = (!keys_only).then_some(&q);
         g.scope(format!("llm.{l}"));
-        g.push("attention_norm", rmsnorm(&x, &h, &layer.attention_norm, eps)?); // x   (T, H)
-        g.push("wqkv", matmul(&qkv, &x, &layer.wqkv)?); // qkv (T, (NH + 2*NKV)*HD)
+        if few {
+            g.push("wqkv", matmul(&qkv, &h, &layer.wqkv)?.norm(&layer.attention_norm, eps)?); // the norm of h is taken on the way
+        } else {
+            g.push("attention_norm", rmsnorm(&x, &h, &layer.attention_norm, eps)?); // x   (T, H)
+            g.push("wqkv", matmul(&qkv, &x, &layer.wqkv)?); // qkv (T, (NH + 2*NKV)*HD)
+        }
         match at {
             // q   (T, NH, HD); K, V to cache
             Context::Ranges { rows: r, kv } => {
@@ -246,8 +251,13 @@ pub fn layers_in(
             (x, ffn) = (g.act("llm.x_read", [r, c]), g.act("llm.ffn_read", [r, f]));
         }
         g.push("wo", matmul(&h, &o, &layer.wo)?.then(Epilogue::Residual)?); // h  += o @ woᵀ
-        g.push("ffn_norm", rmsnorm(&x, &h, &layer.ffn_norm, eps)?); // x   (T, H)
-        g.push("w1_w3", matmul(&ffn, &x, &layer.w1)?.then(Epilogue::SiluMul(layer.w3.clone()))?); // ffn (T, F)
+        let swiglu = Epilogue::SiluMul(layer.w3.clone());
+        if few {
+            g.push("w1_w3", matmul(&ffn, &h, &layer.w1)?.norm(&layer.ffn_norm, eps)?.then(swiglu)?);
+        } else {
+            g.push("ffn_norm", rmsnorm(&x, &h, &layer.ffn_norm, eps)?); // x   (T, H)
+            g.push("w1_w3", matmul(&ffn, &x, &layer.w1)?.then(swiglu)?); // ffn (T, F)
+        }
         g.push("w2", matmul(&h, &ffn, &layer.w2)?.then(Epilogue::Residual)?); // h  += ffn @ w2ᵀ
         g.tap(format!("llm.layer{l}"), &h);
     }

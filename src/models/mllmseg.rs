@@ -3,6 +3,7 @@
 //! | graph | runs | fills |
 //! | --- | --- | --- |
 //! | [`system`] | once a model | K/V of the system prompt |
+//! | [`pictures`] | once an image | the image's patches, from its source's bytes |
 //! | [`image`] | once an image | K/V of the image's tokens, the mask decoder's part that no expression touches |
 //! | [`text`] | once a batch of sequences | the hidden state and the token of each slot |
 //! | [`masks`] | once a batch of slots | masks and their scores |
@@ -13,13 +14,16 @@
 use super::llm::{Llm, Read, Rows, llm, next_token};
 use super::mask_decoder::{self, MaskDecoder};
 use super::projector::{Projector, projector};
-use super::vit::{Vit, vit};
+use super::vit::{self, Vit};
 use super::{Binder, Bound};
 use crate::Result;
 use crate::checkpoint::{Checkpoint, config::Config};
 use crate::device::Device;
 use crate::graph::{DType, Graph, Place, Tensor};
-use crate::ops::{DESCRIPTOR, KvCache, SEGMENT, copy, drop_cls, gather_rows, resize_mask};
+use crate::image::{Rgb, resize_table};
+use crate::ops::{
+    DESCRIPTOR, KvCache, PICTURE, SEGMENT, copy, drop_cls, gather_rows, preprocess, resize_mask,
+};
 use std::sync::Arc;
 
 /// The exact savings that the model's algebra allows; each can be switched off to show that nothing changes.
@@ -143,10 +147,90 @@ pub fn system(m: &Model, states: &mut States, kv: &KvCache, len: usize) -> Resul
     Ok((g, rows))
 }
 
+/// What must have room for some pictures: bytes of their sources, i32s of their resize tables, lines of their sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PictureRoom {
+    /// Multiples of 16 for each.
+    pub bytes: usize,
+    /// For width and height of each.
+    pub tables: usize,
+    /// All lines together.
+    pub lines: usize,
+}
+
+/// Input buffers of [`pictures`].
+pub struct Pictures {
+    source: Tensor,
+    tables: Tensor,
+    pictures: Tensor,
+}
+
+/// Pictures as their bytes and tables stand in the buffers of [`pictures`].
+pub struct PictureData {
+    source: Vec<u8>,
+    tables: Vec<i32>,
+    pictures: Vec<i32>,
+    lines: usize,
+}
+
+impl PictureData {
+    /// `pictures` of any size, to be resized to `size`.
+    pub fn new<'a>(pictures: impl IntoIterator<Item = &'a Rgb>, size: usize) -> Self {
+        let mut all = Self { source: Vec::new(), tables: Vec::new(), pictures: Vec::new(), lines: 0 };
+        for p in pictures {
+            all.pictures.extend([all.source.len() / 16, p.height, p.width, all.lines].map(|v| v as i32));
+            all.source.extend_from_slice(&p.data);
+            all.source.resize(all.source.len().next_multiple_of(16), 0);
+            all.lines += p.height;
+            for n in [p.width, p.height] {
+                let (table, taps) = resize_table(n, size);
+                all.pictures.extend([all.tables.len(), taps].map(|v| v as i32));
+                all.tables.extend(table);
+            }
+        }
+        all
+    }
+
+    /// What they need.
+    pub fn room(&self) -> PictureRoom {
+        PictureRoom { bytes: self.source.len(), tables: self.tables.len(), lines: self.lines }
+    }
+
+    /// Writes them into buffers that have room for them.
+    pub fn write(mut self, device: &mut dyn Device, to: &Pictures) -> Result<()> {
+        self.source.resize(to.source.len(), 0);
+        self.tables.resize(to.tables.len(), 0);
+        device.write_u8(&to.source, &self.source)?;
+        device.write_i32(&to.tables, &self.tables)?;
+        device.write_i32(&to.pictures, &self.pictures)
+    }
+}
+
+/// The graph of `b` pictures, `room` for them: resized and normalised into `patches` `(B*P, K)`.
+pub fn pictures(
+    m: &Model,
+    states: &mut States,
+    patches: &Tensor,
+    b: usize,
+    room: PictureRoom,
+) -> Result<(Graph, Pictures)> {
+    let (mut g, size) = (Graph::new(), m.config.force_image_size);
+    let io = Pictures {
+        source: states.make("source", DType::U8, [room.bytes]),
+        tables: states.make("resize_tables", DType::I32, [room.tables]),
+        pictures: states.make("pictures", DType::I32, [b, PICTURE]),
+    };
+    let lines = g.buffer("vit.lines", DType::U8, [room.lines, size, 3]);
+    g.scope("vit.embeddings");
+    let patch = m.config.vision_config.patch_size;
+    g.push("preprocess", preprocess(patches, &lines, &io.source, &io.tables, &io.pictures, patch)?); // (B*P, K)
+    Ok((g, io))
+}
+
 /// Input and result buffers of [`image`].
 pub struct Image {
-    /// `(B, 3, S, S)` f32.
-    pub pixel_values: Tensor,
+    /// `(B*P, K)`: normalised pixels as rows of patches.
+    pub patches: Tensor,
     /// The images' tokens: `<img>`, its context tokens, `</img>`, and the system prompt before them when that is not shared.
     pub rows: Rows,
     /// `(B*P/4)`: rows whose hidden states predict the image tokens.
@@ -165,14 +249,18 @@ pub fn image(
     savings: Savings,
 ) -> Result<(Graph, Image)> {
     let mut g = Graph::new();
-    let (side, size, tokens) = (m.config.patches(), m.config.force_image_size, m.config.image_tokens());
+    let (side, tokens) = (m.config.patches(), m.config.image_tokens());
     let io = Image {
-        pixel_values: states.make("pixel_values", DType::F32, [b, 3, size, size]),
+        patches: states.make(
+            "patches",
+            DType::Act,
+            [b * side * side, vit::patch_columns(&m.config.vision_config)],
+        ),
         rows: states.rows(b * per_image, b),
         read: states.make("read", DType::I32, [b * tokens]),
         sa: states.make("sa", DType::Act, [b, side * side, m.decoder.width()]),
     };
-    let (f_vit, images) = see(&mut g, m, &io.pixel_values)?;
+    let (f_vit, images) = look_at(&mut g, &m.config, &m.vit, &m.projector, &io.patches, b)?;
     let read = Read::Some { rows: &io.read, early: savings.last_layer_rows };
     let f_llm = llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, Some(&images), kv, read)?;
     let f_llm = f_llm.expect("rows were asked for");
@@ -315,7 +403,7 @@ pub fn whole(
         token: states.make("token", DType::I32, [q]),
         masks: Masks::new(m, states, q, mask_pixels),
     };
-    let (f_vit, images) = see(&mut g, m, &io.pixel_values)?;
+    let (f_vit, images) = look(&mut g, &m.config, &m.vit, &m.projector, &io.pixel_values)?;
     let h = llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, Some(&images), &kv, Read::All)?
         .expect("all rows");
     let (f_llm, t_q) = (g.act("f_llm", [io.read.len(), h.shape[1]]), g.act("t_q", [q, h.shape[1]]));
@@ -329,12 +417,7 @@ pub fn whole(
     Ok((g, io))
 }
 
-/// Vision tower and projector: `F_vit` `(B*P, C)` and the image tokens `(B*P/4, H)`.
-fn see(g: &mut Graph, m: &Model, pixel_values: &Tensor) -> Result<(Tensor, Tensor)> {
-    look(g, &m.config, &m.vit, &m.projector, pixel_values)
-}
-
-/// The same, for a model of these parts.
+/// Vision tower and projector, from `pixel_values` `(B, 3, S, S)` f32 on: `F_vit` `(B*P, C)` and the image tokens `(B*P/4, H)`.
 pub(super) fn look(
     g: &mut Graph,
     config: &Config,
@@ -342,8 +425,21 @@ pub(super) fn look(
     mlp1: &Projector,
     pixel_values: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
-    let x = vit(g, w, &config.vision_config, pixel_values)?;
-    let [b, t, c] = x.dims("see x")?;
+    let patches = vit::patches(g, &config.vision_config, pixel_values)?;
+    look_at(g, config, w, mlp1, &patches, pixel_values.shape[0])
+}
+
+/// The same from `patches` `(B*P, K)` of `b` images on.
+fn look_at(
+    g: &mut Graph,
+    config: &Config,
+    w: &Vit,
+    mlp1: &Projector,
+    patches: &Tensor,
+    b: usize,
+) -> Result<(Tensor, Tensor)> {
+    let x = vit::vit(g, w, &config.vision_config, patches, b)?;
+    let [_, t, c] = x.dims("look x")?;
     let f_vit = g.act("f_vit", [b * (t - 1), c]);
     g.scope("vit");
     g.push("f_vit", drop_cls(&f_vit.all(), &x)?);

@@ -73,19 +73,29 @@ fn padded(k: usize) -> usize {
     k.next_multiple_of(8)
 }
 
-/// `pixel_values` `(B, 3, S, S)` f32 to the last layer's output `(B, 1+N, C)`, class token first.
-pub fn vit(g: &mut Graph, w: &Vit, cfg: &VisionConfig, pixel_values: &Tensor) -> Result<Tensor> {
-    let [b, channels, size, _] = pixel_values.dims("vit pixel_values")?;
-    let (c, p) = (cfg.hidden_size, cfg.patch_size);
-    let n = (size / p).pow(2);
-    let h = g.act("vit.h", [b, 1 + n, c]);
+/// Columns of a patch's row, padded.
+pub fn patch_columns(cfg: &VisionConfig) -> usize {
+    padded(3 * cfg.patch_size * cfg.patch_size)
+}
+
+/// `pixel_values` `(B, 3, S, S)` f32 as the rows of patches that [`vit`] reads.
+pub fn patches(g: &mut Graph, cfg: &VisionConfig, pixel_values: &Tensor) -> Result<Tensor> {
+    let [b, _, size, _] = pixel_values.dims("vit pixel_values")?;
+    let patches = g.act("vit.patches", [b * (size / cfg.patch_size).pow(2), patch_columns(cfg)]);
+    g.scope("vit.embeddings");
+    g.push("patchify", patchify(&patches, pixel_values, cfg.patch_size)?);
+    Ok(patches)
+}
+
+/// `patches` `(B*N, K)` of `b` tiles to the last layer's output `(B, 1+N, C)`, class token first.
+pub fn vit(g: &mut Graph, w: &Vit, cfg: &VisionConfig, patches: &Tensor, b: usize) -> Result<Tensor> {
+    let (rows, c) = (patches.matrix().0, cfg.hidden_size);
+    let h = g.act("vit.h", [b, 1 + rows / b, c]);
 
     g.scope("vit.embeddings");
-    let patches = g.act("vit.patches", [b * n, padded(channels * p * p)]);
-    let embedded = g.act("vit.embedded", [b * n, c]);
-    g.push("patchify", patchify(&patches, pixel_values, p)?);
+    let embedded = g.act("vit.embedded", [rows, c]);
     let [pw, pb] = &w.patch_embedding;
-    g.push("patch_embedding", matmul(&embedded, &patches, pw)?.bias(pb)?);
+    g.push("patch_embedding", matmul(&embedded, patches, pw)?.bias(pb)?);
     g.push("position_embedding", vit_tokens(&h, &embedded, &w.class_embedding, &w.position_embedding)?);
     g.tap("vit.embeddings", &h);
     layers(g, w, cfg, &h)?;

@@ -11,8 +11,8 @@ use crate::{Error, Result};
 /// kernels/attention.cuh.
 pub(super) const BLOCK: u32 = 128;
 const HEADS: [(usize, &str, usize, u32); 2] = [
-    (64, "attention_bf16_hd64", 128, 2 * 64 * (128 + 4 * 64)),
-    (128, "attention_bf16_hd128", 64, 2 * 128 * (64 + 4 * 64)),
+    (64, "attention_bf16_hd64", 128, 2 * 64 * (128 + 2 * 64)),
+    (128, "attention_bf16_hd128", 128, 2 * 128 * (128 + 2 * 32)),
 ];
 
 struct Attention {
@@ -77,6 +77,11 @@ impl Op for Attention {
             int("attention stride", w.of.matrix().1)
         };
         let (q, k, v) = (&self.q, &self.k, &self.v);
+        expect_equal(
+            "attention v columns, as the kernel reads k and v alike",
+            stride(v)? as usize,
+            k.of.matrix().1,
+        )?;
         let [queries, keys] = [int("attention Tq", tq)?, int("attention Tk", tk)?];
         one(Launch {
             entry,
@@ -87,18 +92,7 @@ impl Op for Attention {
             ],
             block: [BLOCK, 1, 1],
             smem,
-            args: args![
-                &self.y,
-                int("attention C", c)?,
-                q,
-                stride(q)?,
-                k,
-                stride(k)?,
-                v,
-                stride(v)?,
-                queries,
-                keys
-            ],
+            args: args![&self.y, int("attention C", c)?, q, stride(q)?, k, v, stride(k)?, queries, keys],
         })
     }
     fn run(&self, m: &Memory) {

@@ -3,24 +3,27 @@
 use super::attention_paged::{KvPages, PAGE, Paged, Queries};
 use super::launch::{args, blocks, blocks_yz, int};
 use super::{Gpu, Launch, Op, expect_equal};
-use crate::Result;
 use crate::device::cpu::Memory;
 use crate::graph::{Cost, Tensor};
+use crate::{Error, Result};
 
 /// Keys of one part: `kSpan` in kernels/attention_paged.cuh.
 const SPAN: usize = 4 * PAGE;
 
 /// Threads a block, and dynamic shared memory: `kThreads` and `kShared` in kernels/attention_decode.cu; threads of the second kernel.
 const BLOCK: u32 = 128;
-const SMEM: u32 = 2 * 128 * (16 + 4 * 64) + 16 * 64 * 4;
+const SMEM: u32 = 2 * 128 * (ROWS as u32 + 4 * 64) + ROWS as u32 * 64 * 4;
+/// Queries of a block: `kRows` there.
+const ROWS: usize = 16;
 const SUM_BLOCK: u32 = 256;
 
 /// The head size that there is a kernel for.
 const HEAD: usize = 128;
 
-/// Shape of the f32 scratch of [`attention_decode`]: of each row, head and part, `HD` sums, the largest score, the sum of its shares.
+/// Shape of the f32 scratch of [`attention_decode`]: of each row, head and part, `HD` sums, the largest score, the sum of
+/// weights; rows are whole 32-byte sectors.
 pub fn attention_parts(t: usize, nh: usize, hd: usize, max_pages: usize) -> [usize; 4] {
-    [t, nh, (max_pages * PAGE).div_ceil(SPAN), hd + 4]
+    [t, nh, (max_pages * PAGE).div_ceil(SPAN), hd + 8]
 }
 
 struct AttentionDecode {
@@ -72,6 +75,10 @@ impl Op for AttentionDecode {
         if t == 0 {
             return Ok(Vec::new());
         }
+        if nh > ROWS * nkv {
+            let expected = format!("at most {ROWS} query heads a K/V head");
+            return Err(Error::shape("attention_decode heads", expected, format!("{nh} for {nkv}")));
+        }
         // A block may take several parts: no more blocks than two waves, however long the contexts may become.
         let spans = parts.shape[2].min((4 * gpu.sms as usize).div_ceil(t * nkv).max(8));
         let [rows, heads, kv_heads, max_pages] =
@@ -87,7 +94,7 @@ impl Op for AttentionDecode {
             ],
             block: [BLOCK, 1, 1],
             smem: SMEM,
-            args: args![parts, q, &at.k, &at.v, seq, positions, &at.pages, heads, kv_heads, max_pages],
+            args: args![parts, q, &at.k, &at.v, seq, positions, &at.pages, rows, heads, kv_heads, max_pages],
         };
         let warps = t * nh;
         let second = Launch {

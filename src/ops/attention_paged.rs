@@ -1,6 +1,5 @@
 //! Causal attention of packed rows over K/V pages; see `reference/attention_paged.rs`.
 
-use super::attention::BLOCK;
 use super::launch::{args, blocks, blocks_yz, int, one};
 use super::{Gpu, Launch, Op, expect_equal, expect_multiple};
 use crate::Result;
@@ -146,9 +145,10 @@ pub fn attention_paged(
     Ok(AttentionPaged(Queries::new("attention_paged", y, q, at, context)?))
 }
 
-/// The head size that there is a kernel for; queries of a block and its dynamic shared memory: `kRows` and `kShared` in
-/// kernels/attention.cuh.
+/// The head size that there is a kernel for; threads and queries of a block, and its dynamic shared memory: `kThreads`, `kRows` and
+/// `Slots::kShared` in kernels/attention_paged.cu.
 const HEAD: usize = 128;
+const BLOCK: u32 = 128;
 const ROWS: usize = 64;
 const SMEM: u32 = 2 * 128 * (64 + 4 * 64);
 

@@ -33,8 +33,8 @@ impl KvCache {
 /// The head size that there is a kernel for, and its dynamic shared memory; a block holds `ROWS` queries: `kShared`, `kRows` in
 /// kernels/attention.cuh.
 const HEAD: usize = 128;
-const SMEM: u32 = 2 * 128 * (64 + 4 * 64);
-const ROWS: usize = 64;
+const SMEM: u32 = 2 * 128 * (128 + 2 * 32);
+const ROWS: usize = 128;
 
 struct AttentionRanges {
     y: Tensor,
@@ -89,7 +89,7 @@ impl Op for AttentionRanges {
         if t == 0 {
             return Ok(Vec::new());
         }
-        let [count, heads, kv_heads, cap] = [s, nh, nkv, cap].map(|n| int("attention_ranges extent", n));
+        let [count, group_size, cap] = [s, group, cap].map(|n| int("attention_ranges extent", n));
         let kv = [&self.k, &self.v];
         one(Launch {
             entry: "attention_ranges_bf16_hd128",
@@ -101,7 +101,7 @@ impl Op for AttentionRanges {
             ],
             block: [BLOCK, 1, 1],
             smem: SMEM,
-            args: args![&self.y, &self.q, kv[0], kv[1], &self.segments, count?, heads?, kv_heads?, cap?],
+            args: args![&self.y, &self.q, kv[0], kv[1], &self.segments, count?, group_size?, cap?],
         })
     }
     fn run(&self, m: &Memory) {

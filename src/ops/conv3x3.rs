@@ -7,30 +7,45 @@ use crate::device::cpu::Memory;
 use crate::graph::Tensor;
 use crate::reference;
 
-/// The tile of kernels/conv3x3.cu, its threads, and its dynamic shared memory in bytes.
-const TILE: [usize; 2] = [128, 64];
+/// The tiles of kernels/conv3x3.cu: rows, columns, dynamic shared memory in bytes; both have `BLOCK` threads.
+const TILES: [(&str, usize, usize, u32); 2] = [
+    ("conv3x3_bf16_128x128", 128, 128, 4 * (128 + 128) * 64),
+    ("conv3x3_bf16_128x64", 128, 64, 4 * (128 + 64) * 64),
+];
 const BLOCK: u32 = 128;
-const SMEM: u32 = 4 * (128 + 64) * 64;
 
-struct Conv3x3 {
+/// Number of tiles that [`Conv3x3::with_tile`] knows.
+pub const CONV3X3_TILES: usize = TILES.len();
+
+/// The op; built with [`conv3x3`].
+pub struct Conv3x3 {
     y: Tensor,
     x: Tensor,
     w: Tensor,
     b: Tensor,
     side: usize,
+    tile: Option<usize>,
 }
 
 /// `y[q, r*G + s, o] = relu(b[o] + Σ w[o, u, v, d] * x[q, (r+u-1)*G + (s+v-1), d])`, zero outside the map.
 ///
 /// `y` `(Q, G*G, O)`, `x` `(Q, G*G, D)`, `w` `(O, 3, 3, D)` folded and reordered at load, `b` `(O)` f32.
-pub fn conv3x3(y: &Tensor, x: &Tensor, w: &Tensor, b: &Tensor, side: usize) -> Result<impl Op + use<>> {
+pub fn conv3x3(y: &Tensor, x: &Tensor, w: &Tensor, b: &Tensor, side: usize) -> Result<Conv3x3> {
     let [q, p, d] = x.dims("conv3x3 x")?;
     expect_multiple("conv3x3 rows", p, side * side)?;
     let [o, ..] = w.dims::<4>("conv3x3 w")?;
     w.expect("conv3x3 w", &[o, 3, 3, d])?;
     b.expect("conv3x3 b", &[o])?;
     y.expect("conv3x3 y", &[q, p, o])?;
-    Ok(Conv3x3 { y: y.clone(), x: x.clone(), w: w.clone(), b: b.clone(), side })
+    Ok(Conv3x3 { y: y.clone(), x: x.clone(), w: w.clone(), b: b.clone(), side, tile: None })
+}
+
+impl Conv3x3 {
+    /// Fixes the kernel's tile, by number below [`CONV3X3_TILES`]: for tests and benches.
+    pub fn with_tile(mut self, tile: usize) -> Self {
+        self.tile = Some(tile);
+        self
+    }
 }
 
 impl Op for Conv3x3 {
@@ -46,15 +61,19 @@ impl Op for Conv3x3 {
     fn flops(&self) -> u64 {
         2 * (self.x.matrix().0 * self.w.len()) as u64
     }
-    fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
+    fn launch(&self, gpu: &Gpu) -> Result<Vec<Launch>> {
         let ((m, d), o) = (self.x.matrix(), self.w.shape[0]);
         expect_multiple("conv3x3 D", d, 8)?; // 16-byte copies
         let [rows, side, width, out] = [m, self.side, d, o].map(|n| int("conv3x3 extent", n));
+        // The larger tile, which shared memory feeds fast enough, unless it leaves multiprocessors idle.
+        let tiles = |t: &(_, usize, usize, _)| m.div_ceil(t.1) * o.div_ceil(t.2);
+        let fills = || TILES.iter().find(|t| tiles(t) >= gpu.sms as usize).unwrap_or(&TILES[1]);
+        let tile = self.tile.and_then(|t| TILES.get(t)).unwrap_or_else(fills);
         one(Launch {
-            entry: "conv3x3_bf16",
-            grid: [blocks("conv3x3 tiles", m.div_ceil(TILE[0]) * o.div_ceil(TILE[1]))?, 1, 1],
+            entry: tile.0,
+            grid: [blocks("conv3x3 tiles", tiles(tile))?, 1, 1],
             block: [BLOCK, 1, 1],
-            smem: SMEM,
+            smem: tile.3,
             args: args![&self.y, &self.x, &self.w, &self.b, rows?, side?, width?, out?],
         })
     }

@@ -1,7 +1,7 @@
 //! `y = epilogue(x @ wᵀ + b)`; see `reference/matmul.rs`.
 
 use super::launch::{args, blocks, int, one};
-use super::{Gpu, Launch, Op, expect_equal, expect_multiple};
+use super::{Gpu, Launch, Op, SMALL_ROWS, expect_equal, expect_multiple, matmul_small};
 use crate::device::cpu::Memory;
 use crate::graph::{DType, Tensor};
 use crate::reference;
@@ -83,7 +83,26 @@ pub struct Matmul {
     w: Tensor,
     b: Option<Tensor>,
     epilogue: Epilogue,
+    norm: Option<(Tensor, f32)>,
     tile: Option<usize>,
+}
+
+/// What both kernels' launches take from the op.
+pub(super) struct Product<'a> {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub y: &'a Tensor,
+    pub x: &'a Tensor,
+    pub w: &'a Tensor,
+    pub w3: Option<&'a Tensor>,
+    pub b: Option<&'a Tensor>,
+    pub ls: Option<&'a Tensor>,
+    pub norm: Option<&'a (Tensor, f32)>,
+    /// 0: bf16 results, 1: SwiGLU, 2: f32 results.
+    pub kind: usize,
+    /// `Then` in kernels/matmul.cu.
+    pub then: i32,
 }
 
 /// `y (M,N) = x (M,K) @ w (N,K)ᵀ`; leading extents of `y` and `x` are taken as rows, trailing ones of `w` as columns.
@@ -93,7 +112,8 @@ pub fn matmul(y: &Tensor, x: &Tensor, w: &Tensor) -> Result<Matmul> {
     w.expect_len("matmul w", n * k)?;
     expect_equal("matmul y columns", y.matrix().1, n)?;
     expect_equal("matmul y rows", y.matrix().0, m)?;
-    Ok(Matmul { y: y.clone(), x: x.clone(), w: w.clone(), b: None, epilogue: Epilogue::Store, tile: None })
+    let (y, x, w) = (y.clone(), x.clone(), w.clone());
+    Ok(Matmul { y, x, w, b: None, epilogue: Epilogue::Store, norm: None, tile: None })
 }
 
 impl Matmul {
@@ -112,6 +132,21 @@ impl Matmul {
             _ => {}
         }
         self.epilogue = epilogue;
+        Ok(self)
+    }
+
+    /// Takes RMSNorm of x for x: `norm` `(K)`, `eps` added to the mean square. Bits are those of [`rmsnorm`](super::rmsnorm) before the product.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for more than [`SMALL_ROWS`] rows: then every block would normalise many rows again.
+    pub fn norm(mut self, norm: &Tensor, eps: f32) -> Result<Self> {
+        let (m, k) = self.x.matrix();
+        norm.expect("matmul norm", &[k])?;
+        if m > SMALL_ROWS {
+            let expected = format!("at most {SMALL_ROWS} rows with a norm");
+            return Err(Error::shape("matmul x", expected, m.to_string()));
+        }
+        self.norm = Some((norm.clone(), eps));
         Ok(self)
     }
 
@@ -142,6 +177,7 @@ impl Op for Matmul {
             Epilogue::SiluMul(w3) => all.push(w3),
             _ => {}
         }
+        all.extend(self.norm.iter().map(|n| &n.0));
         all
     }
     fn writes(&self) -> Vec<&Tensor> {
@@ -156,31 +192,38 @@ impl Op for Matmul {
         if m == 0 || n == 0 {
             return Ok(Vec::new());
         }
+        let (then, ls, w3) = match &self.epilogue {
+            Epilogue::Store => (0, None, None),
+            Epilogue::SiluMul(w3) => (0, None, Some(w3)),
+            Epilogue::Gelu => (1, None, None),
+            Epilogue::Relu => (2, None, None),
+            Epilogue::Residual => (3, None, None),
+            Epilogue::ScaledResidual(ls) => (3, Some(ls), None),
+        };
+        let kind = match &self.epilogue {
+            Epilogue::SiluMul(_) => 1,
+            Epilogue::Store if self.y.dtype == DType::F32 => 2,
+            _ => 0,
+        };
+        let (y, x, w, b, norm) = (&self.y, &self.x, &self.w, self.b.as_ref(), self.norm.as_ref());
+        if (w3.is_some() && b.is_some()) || (kind != 2 && y.dtype != DType::Act) {
+            return Err(Error::shape(self.kind(), "an epilogue that the kernels have", "another one"));
+        }
+        if m <= SMALL_ROWS && self.tile.is_none() {
+            return matmul_small::launch(&Product { m, n, k, y, x, w, w3, b, ls, norm, kind, then }, gpu);
+        }
         expect_multiple("matmul K", k, 8)?; // 16-byte copies
-        let swiglu = matches!(self.epilogue, Epilogue::SiluMul(_));
-        let width = if swiglu { 2 * n } else { n };
+        let width = if w3.is_some() { 2 * n } else { n };
         let tile = self.tile.and_then(|t| TILES.get(t)).unwrap_or_else(|| pick(m, width, gpu));
-        let (y, x, w, b) = (&self.y, &self.x, &self.w, self.b.as_ref());
         let [rows, cols, depth] = [m, n, k].map(|n| int("matmul extent", n));
         let (rows, cols, depth) = (rows?, cols?, depth?);
         int("matmul x", m * k)?; // the kernel counts elements in 32 bits
         int("matmul w", n * k)?;
-        // `Then` in kernels/matmul.cu
-        let (then, ls) = match &self.epilogue {
-            Epilogue::Store | Epilogue::SiluMul(_) => (0, None),
-            Epilogue::Gelu => (1, None),
-            Epilogue::Relu => (2, None),
-            Epilogue::Residual => (3, None),
-            Epilogue::ScaledResidual(ls) => (3, Some(ls)),
+        let args = match kind {
+            0 => args![y, x, w, b, ls, rows, cols, depth, then],
+            1 => args![y, x, w, w3, rows, cols, depth],
+            _ => args![y, x, w, b, rows, cols, depth],
         };
-        let (kind, args) = match &self.epilogue {
-            Epilogue::SiluMul(w3) => (1, args![y, x, w, w3, rows, cols, depth]),
-            Epilogue::Store if y.dtype == DType::F32 => (2, args![y, x, w, b, rows, cols, depth]),
-            _ => (0, args![y, x, w, b, ls, rows, cols, depth, then]),
-        };
-        if (swiglu && b.is_some()) || (kind != 2 && y.dtype != DType::Act) {
-            return Err(Error::shape(self.kind(), "an epilogue that the kernels have", "another one"));
-        }
         one(Launch {
             entry: tile.entries[kind],
             grid: [blocks("matmul tiles", m.div_ceil(tile.m) * width.div_ceil(tile.n))?, 1, 1],
@@ -201,14 +244,15 @@ impl Op for Matmul {
             Epilogue::SiluMul(w3) => then = reference::Then::SiluMul(m.weights(w3)),
         }
         let n = self.w.shape[0];
-        reference::matmul(
-            m.f32_mut(&self.y),
-            m.f32(&self.x),
-            m.weights(&self.w),
-            n,
-            b.as_deref(),
-            then,
-            m.precision(),
-        );
+        let mut normed = Vec::new();
+        let x = match &self.norm {
+            None => m.f32(&self.x),
+            Some((w, eps)) => {
+                normed.resize(self.x.len(), 0.0);
+                reference::rmsnorm(&mut normed, m.f32(&self.x), &m.vector(w), *eps);
+                &normed
+            }
+        };
+        reference::matmul(m.f32_mut(&self.y), x, m.weights(&self.w), n, b.as_deref(), then, m.precision());
     }
 }

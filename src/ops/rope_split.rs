@@ -1,6 +1,6 @@
 //! q, k, v out of the fused projection, rotated, K and V into the cache; see `reference/rope_split.rs`.
 
-use super::attention_paged::{KvPages, Paged};
+use super::attention_paged::{KvPages, PAGE, Paged};
 use super::launch::{args, blocks, int, one};
 use super::{Arg, Gpu, KvCache, Launch, Op, expect_equal, expect_multiple};
 use crate::device::cpu::Memory;
@@ -86,7 +86,7 @@ impl Op for RopeSplit {
             &self.inv_freq,
             int("rope_split CAP", cap)?,
         ];
-        args.extend(extents(self.heads, nkv, hd)?);
+        args.extend(extents(self.heads, nkv, hd, cap)?);
         one(Launch {
             entry: "rope_split_bf16",
             grid: [blocks("rope_split T", t)?, 1, 1],
@@ -155,7 +155,7 @@ impl Op for RopeSplitPaged {
     }
     fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
         let (t, [nkv, hd], at) = (self.qkv.matrix().0, self.at.heads(), &self.at);
-        let extents = extents(self.heads, nkv, hd)?;
+        let extents = extents(self.heads, nkv, hd, at.max_pages() * PAGE)?;
         let mut args = args![
             self.q.as_ref(),
             &at.k,
@@ -184,8 +184,15 @@ impl Op for RopeSplitPaged {
     }
 }
 
-/// `NH`, `NKV`, `HD` as both kernels take them.
-fn extents(nh: usize, nkv: usize, hd: usize) -> Result<[Arg; 3]> {
+/// Positions are below this on a GPU: the kernel leaves out what sine and cosine need for larger angles.
+const MAX_POSITIONS: usize = 100_000;
+
+/// `NH`, `NKV`, `HD` as both kernels take them; there is room for `positions`.
+fn extents(nh: usize, nkv: usize, hd: usize, positions: usize) -> Result<[Arg; 3]> {
+    if positions > MAX_POSITIONS {
+        let expected = format!("at most {MAX_POSITIONS}");
+        return Err(Error::shape("rope_split K/V positions", expected, positions.to_string()));
+    }
     expect_multiple("rope_split HD", hd, 16)?;
     if hd > 2 * BLOCK as usize {
         return Err(Error::shape("rope_split HD", format!("at most {}", 2 * BLOCK), hd.to_string()));

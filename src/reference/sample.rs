@@ -74,7 +74,7 @@ pub fn choose(logits: &[f32], how: Sampling, seen: &[i32]) -> usize {
     let logits: Vec<f32> = logits.iter().enumerate().map(logit).collect();
     let first = |a: (usize, f32), (i, &l): (usize, &f32)| if l > a.1 { (i, l) } else { a };
     let (best, largest) = logits.iter().enumerate().fold((0, f32::NEG_INFINITY), first);
-    if !(how.temperature > 0.0) || largest.is_infinite() {
+    if how.temperature.is_nan() || how.temperature <= 0.0 || largest.is_infinite() {
         return best;
     }
     let weights: Vec<u64> = logits.iter().map(|l| weight((l - largest) / how.temperature)).collect();
@@ -101,7 +101,7 @@ pub fn choose(logits: &[f32], how: Sampling, seen: &[i32]) -> usize {
     }
     let kept = |i: usize| if logits[i] >= floor { weights[i] } else { 0 };
     let sum: u64 = (0..logits.len()).map(kept).sum();
-    let at = (u128::from(random(how.seed, how.counter)) * u128::from(sum) >> 64) as u64;
+    let at = ((u128::from(random(how.seed, how.counter)) * u128::from(sum)) >> 64) as u64;
     let mut running = 0;
     let passes = |&i: &usize| {
         running += kept(i);
@@ -113,14 +113,14 @@ pub fn choose(logits: &[f32], how: Sampling, seen: &[i32]) -> usize {
 /// What the tokens that are kept must weigh: `top_p` (in steps of 2^-24) of `sum`, at least 1; `sum` is below 2^63.
 fn share(sum: u64, top_p: f32) -> u64 {
     let p = (top_p.max(0.0) * 16_777_216.0) as u64;
-    ((sum >> 24) * p + ((sum & 0xff_ffff) * p >> 24)).max(1)
+    ((sum >> 24) * p + (((sum & 0xff_ffff) * p) >> 24)).max(1)
 }
 
 /// `⌊2^40 exp(x)⌋` for `x <= 0`; 0 for NaN. Products and sums are rounded one by one.
 fn weight(x: f32) -> u64 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding and subtracting it rounds to an integer
     let y = x * std::f32::consts::LOG2_E;
-    if !(y > -41.0) {
+    if y.is_nan() || y <= -41.0 {
         return 0;
     }
     let n = (y + ROUND) - ROUND;
@@ -169,5 +169,97 @@ mod tests {
             let bound = exact * (3e-7 + 1.2e-7 * f64::from(-x)) + 1.0;
             assert!((weight(x) as f64 - exact).abs() < bound, "{x}: {} for {exact}", weight(x));
         }
+    }
+
+    const ALL: Sampling =
+        Sampling { temperature: 1.0, top_p: 1.0, repetition_penalty: 1.0, top_k: 0, seed: 42, counter: 0 };
+
+    /// The distribution by its definition, in f64: sorted, cut, normalised.
+    fn exact(logits: &[f32], how: Sampling) -> Vec<f64> {
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+        if how.top_k > 0 {
+            order.truncate(how.top_k as usize);
+        }
+        let weight = |i: usize| (f64::from(logits[i]) / f64::from(how.temperature)).exp();
+        let sum: f64 = order.iter().map(|&i| weight(i)).sum();
+        let mut before = 0.0;
+        let mut p = vec![0.0; logits.len()];
+        for &i in order.iter().take_while(|&&i| {
+            let kept = before < f64::from(how.top_p);
+            before += weight(i) / sum;
+            kept
+        }) {
+            p[i] = weight(i);
+        }
+        let sum: f64 = p.iter().sum();
+        p.iter_mut().for_each(|p| *p /= sum);
+        p
+    }
+
+    /// Pearson's statistic of 100,000 draws, what it exceeds once in 10,000 times (Wilson and Hilferty's approximation), and whether a token of
+    /// probability 0 was drawn. Tokens expected fewer than 10 times are taken together.
+    fn chi_square(logits: &[f32], how: Sampling, p: &[f64]) -> (f64, f64, bool) {
+        const DRAWS: u32 = 100_000;
+        let seen = vec![0; logits.len().div_ceil(32)];
+        let drawn: Vec<usize> = (0..DRAWS)
+            .into_par_iter()
+            .map(|counter| choose(logits, Sampling { counter, ..how }, &seen))
+            .collect();
+        let mut counts = vec![0.0; p.len()];
+        drawn.iter().for_each(|&i| counts[i] += 1.0);
+        let impossible = counts.iter().zip(p).any(|(&n, &p)| n > 0.0 && p == 0.0);
+        let (mut bins, mut rest) = (Vec::new(), (0.0, 0.0));
+        for (&n, &p) in counts.iter().zip(p) {
+            let expected = p * f64::from(DRAWS);
+            if expected < 10.0 {
+                rest = (rest.0 + n, rest.1 + expected);
+            } else {
+                bins.push((n, expected));
+            }
+        }
+        bins.extend((rest.1 >= 10.0).then_some(rest));
+        let statistic = bins.iter().map(|(n, e)| (n - e) * (n - e) / e).sum();
+        let freedom = bins.len() as f64 - 1.0;
+        let h = 2.0 / (9.0 * freedom.max(1.0));
+        (statistic, freedom.max(1.0) * (1.0 - h + 3.719 * h.sqrt()).powi(3), impossible)
+    }
+
+    /// Temperature, top-k, top-p and their combinations; a temperature one fifth off would be noticed.
+    #[test]
+    fn draws_have_the_exact_distribution() {
+        let logits: Vec<f32> =
+            (0..50).map(|i| ((i * 37) % 50) as f32 * 0.13 + (i % 7) as f32 * 0.011).collect();
+        for (temperature, top_k, top_p) in [
+            (1.0, 0, 1.0),
+            (0.6, 0, 1.0),
+            (1.8, 0, 1.0),
+            (1.0, 7, 1.0),
+            (1.0, 0, 0.8),
+            (0.7, 12, 0.9),
+            (1.5, 30, 0.5),
+            (1.0, 0, 0.05),
+        ] {
+            let how = Sampling { temperature, top_k, top_p, ..ALL };
+            let p = exact(&logits, how);
+            let (statistic, bound, impossible) = chi_square(&logits, how, &p);
+            assert!(!impossible, "{how:?}: a token was drawn that is cut off");
+            assert!(statistic < bound, "{how:?}: {statistic} above {bound}");
+            if top_p > 0.1 {
+                let off = exact(&logits, Sampling { temperature: 1.2 * temperature, ..how });
+                let (statistic, bound, _) = chi_square(&logits, how, &off);
+                assert!(statistic > bound, "{how:?}: {statistic} within {bound} of another distribution");
+            }
+        }
+    }
+
+    #[test]
+    fn tokens_seen_are_less_likely_by_the_penalty() {
+        let (logits, how) = ([2.0, -1.0, 1.9], Sampling { temperature: 0.0, ..ALL });
+        let penalty = |p| Sampling { repetition_penalty: p, ..how };
+        assert_eq!(choose(&logits, how, &[1]), 0);
+        assert_eq!(choose(&logits, penalty(1.2), &[1]), 2); // 2/1.2 < 1.9
+        assert_eq!(choose(&logits, penalty(1.2), &[0]), 0);
+        assert_eq!(choose(&[-2.0, -1.8], penalty(1.2), &[2]), 0); // -1.8 * 1.2 < -2
     }
 }

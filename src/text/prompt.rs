@@ -41,7 +41,7 @@ pub enum UserText {
 pub struct Sequence {
     /// Everything after `</img>`.
     pub ids: Vec<TokenId>,
-    /// Where `[SEG]` stands in `ids`, in the order of the expressions; the mask is read at the position before.
+    /// Where `[SEG]` (or a forced `[REJ]`) stands in `ids`, in the order of the expressions; the mask is read at the position before.
     /// [`UserText::Parsed`] also lists those that the expressions smuggled in.
     pub slots: Vec<usize>,
 }
@@ -120,11 +120,30 @@ impl<'a> Prompts<'a> {
             return Err(text_error("expressions", "at least one", "none"));
         }
         let exprs = exprs.iter().map(|e| self.expression(e)).collect::<Result<Vec<_>>>()?;
+        self.all(&exprs, &[])
+    }
+
+    /// [`Prompts::joint`] as the published evaluation has it: `[REJ]` in the slots of the expressions that are `rejected` (which may be
+    /// shorter than `exprs`), and expressions of which nothing is left stay in their place.
+    ///
+    /// # Errors
+    /// As [`Prompts::joint`], and if something is rejected and there is no `[REJ]` token.
+    pub fn published(&self, exprs: &[&str], rejected: &[bool]) -> Result<Sequence> {
+        if exprs.is_empty() {
+            return Err(text_error("expressions", "at least one", "none"));
+        }
+        exprs.iter().try_for_each(|e| check_chars("expression", e, MAX_EXPRESSION_CHARS))?;
+        let exprs: Vec<String> = exprs.iter().map(|e| normalize_expression(e)).collect();
+        self.all(&exprs, rejected)
+    }
+
+    /// The prompt of [`Prompts::joint`], of expressions that are normalized.
+    fn all(&self, exprs: &[String], rejected: &[bool]) -> Result<Sequence> {
         let question =
             format!("\n What are {}in this image? Please output segmentation masks.", exprs.join(", "));
         let answer = |(i, e): (usize, &String)| format!("{}{e}:", if i == 0 { "Sure," } else { ", " });
         let answers: Vec<String> = exprs.iter().enumerate().map(answer).collect();
-        self.sequence(&question, &answers, ".")
+        self.sequence(&question, &answers, rejected, ".")
     }
 
     /// [`Prompts::joint`] of one expression.
@@ -144,6 +163,7 @@ impl<'a> Prompts<'a> {
         self.sequence(
             &format!("\n What is {expr} in this image? Please output segmentation mask."),
             &[String::new()],
+            &[],
             "",
         )
     }
@@ -157,7 +177,7 @@ impl<'a> Prompts<'a> {
         if sentence.trim_matches(is_python_space).is_empty() {
             return Err(text_error("sentence", "some text", format!("`{}`", shown(sentence))));
         }
-        self.sequence(&format!("\n {sentence} Please output segmentation mask."), &[String::new()], "")
+        self.sequence(&format!("\n {sentence} Please output segmentation mask."), &[String::new()], &[], "")
     }
 
     /// A whole conversation up to `<|im_start|>assistant\n`, for free generation.
@@ -240,11 +260,18 @@ impl<'a> Prompts<'a> {
         Ok(e)
     }
 
-    /// Question, then the assistant's turn: each of `answers` followed by `[SEG]`, then `end`.
-    fn sequence(&self, question: &str, answers: &[String], end: &str) -> Result<Sequence> {
+    /// Question, then the assistant's turn: each of `answers` followed by `[SEG]`, or `[REJ]` if it is `rejected`, then `end`.
+    fn sequence(&self, question: &str, answers: &[String], rejected: &[bool], end: &str) -> Result<Sequence> {
         let special = self.tokenizer.special();
         let Some(seg) = special.seg else {
             return Err(text_error("tokenizer", "a token `[SEG]`", "none (a checkpoint for chat only)"));
+        };
+        let rej = match special.rej {
+            _ if !rejected.contains(&true) => seg,
+            Some(rej) => rej,
+            None => {
+                return Err(text_error("tokenizer", "a token `[REJ]`", "none (a checkpoint for RES only)"));
+            }
         };
         let bytes = question.len() + answers.iter().map(String::len).sum::<usize>();
         let limit = MAX_SEQUENCE_TOKENS * CHARS_PER_TOKEN;
@@ -262,8 +289,9 @@ impl<'a> Prompts<'a> {
             Token(special.im_start),
             Text("assistant\n"),
         ];
-        for answer in answers {
-            parts.extend([Text(answer), Token(seg)]);
+        for (i, answer) in answers.iter().enumerate() {
+            let slot = if rejected.get(i) == Some(&true) { rej } else { seg };
+            parts.extend([Text(answer), Token(slot)]);
         }
         parts.extend([Text(end), Token(special.im_end), Text("\n")]);
         let ids = self.ids(&parts)?;
@@ -274,7 +302,8 @@ impl<'a> Prompts<'a> {
                 ids.len(),
             ));
         }
-        let slots = ids.iter().enumerate().filter(|&(_, &id)| id == seg).map(|(i, _)| i).collect();
+        let slots =
+            ids.iter().enumerate().filter(|&(_, &id)| id == seg || id == rej).map(|(i, _)| i).collect();
         Ok(Sequence { ids, slots })
     }
 

@@ -1,4 +1,4 @@
-//! One op on the simulated driver, every check on, beside the same op on the CPU's reference.
+//! One op on the simulated driver, every check on, beside the same op on the CPU's reference; or on a GPU (see [`device`]).
 
 use half::bf16;
 use mllmseg::device::cpu::Cpu;
@@ -25,6 +25,7 @@ pub struct Case {
 
 enum Contents {
     Floats(Vec<f32>),
+    Bytes(Vec<u8>),
     Ints(Vec<i32>),
     /// NaN, or bytes of 0xff.
     Poison,
@@ -68,11 +69,21 @@ impl Case {
         self.make(name, DType::I32, shape, Contents::Ints(values.into()))
     }
 
+    /// Bytes that are read.
+    pub fn bytes(&mut self, name: &str, values: &[u8]) -> Tensor {
+        self.make(name, DType::U8, &[values.len()], Contents::Bytes(values.into()))
+    }
+
     /// An operand that is written; poisoned before.
     pub fn output(&mut self, name: &str, dtype: DType, shape: &[usize]) -> Tensor {
         let t = self.make(name, dtype, shape, Contents::Poison);
         self.outputs.push(t.clone());
         t
+    }
+
+    /// An operand that is written and means nothing afterwards.
+    pub fn scratch(&mut self, name: &str, dtype: DType, shape: &[usize]) -> Tensor {
+        self.make(name, dtype, shape, Contents::Poison)
     }
 
     /// An operand that is updated in place, or of which a part alone is written.
@@ -82,11 +93,19 @@ impl Case {
         t
     }
 
+    /// Integers that are updated in place.
+    pub fn inout_ints(&mut self, name: &str, shape: &[usize], values: &[i32]) -> Tensor {
+        let t = self.ints(name, shape, values);
+        self.outputs.push(t.clone());
+        t
+    }
+
     fn fill(&self, device: &mut dyn Device) {
         for (t, values) in self.states.tensors.iter().zip(&self.values) {
             device.allocate(t).unwrap();
             match (values, t.dtype) {
                 (Contents::Floats(v), _) => device.write_f32(t, v).unwrap(),
+                (Contents::Bytes(v), _) => device.write_u8(t, v).unwrap(),
                 (Contents::Ints(v), _) => device.write_i32(t, v).unwrap(),
                 (Contents::Poison, DType::I32) => device.write_i32(t, &vec![-1; t.len()]).unwrap(),
                 (Contents::Poison, DType::U8) => {}
@@ -125,7 +144,7 @@ impl Case {
         cuda::reset_simulator();
         gpu.run(&gpu_plan, true, &mut |_, _, _, _| Ok(())).unwrap();
         let on_gpu = self.outputs(&gpu);
-        let report = cuda::simulator_report().expect("the simulated driver reports");
+        let report = report();
         expect_clean(&report);
 
         let mut cpu = Cpu::new(Bound::default(), Precision::F32);
@@ -139,14 +158,39 @@ impl Case {
     }
 }
 
-/// The simulated driver, for this test alone.
+/// Where kernels are tested: the simulated driver, or what `MLLMSEG_TEST_DEVICE` names (`cuda:0`).
+#[allow(dead_code)] // not by every test
+pub fn device() -> Choice {
+    let name = std::env::var("MLLMSEG_TEST_DEVICE").unwrap_or_else(|_| "sim".into());
+    name.parse().unwrap_or_else(|e| panic!("MLLMSEG_TEST_DEVICE: {e}"))
+}
+
+/// Whether what kernels do is counted; a test of counts ends here on a GPU.
+#[allow(dead_code)]
+pub fn counted() -> bool {
+    let counted = device() == Choice::Sim;
+    if !counted {
+        eprintln!("skipped: only the simulator counts");
+    }
+    counted
+}
+
+/// The simulator's report; an empty one on a GPU.
+pub fn report() -> serde_json::Value {
+    match device() {
+        Choice::Sim => cuda::simulator_report().expect("the simulated driver reports"),
+        _ => serde_json::json!({"found": {}, "unsupported": {}, "launches": [], "kernels": {}}),
+    }
+}
+
+/// The driver, for this test alone.
 pub fn driver() -> MutexGuard<'static, ()> {
     DRIVER.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-/// The CUDA device on the simulated driver, without weights.
+/// The CUDA device, without weights.
 pub fn open() -> Cuda {
-    Cuda::open(Choice::Sim, Bound::default(), &mut |_, _| ()).unwrap()
+    Cuda::open(device(), Bound::default(), &mut |_, _| ()).unwrap()
 }
 
 /// Nothing was found by any check.

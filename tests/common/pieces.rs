@@ -82,6 +82,15 @@ impl Piece {
     }
 }
 
+/// Writes the checkpoint (0.7 GB) into `dir`.
+pub fn checkpoint(dir: &Path) -> Checkpoint {
+    let (config, out) = (dir.join("pieces.json"), dir.join("pieces"));
+    std::fs::write(&config, CONFIG).unwrap();
+    let spec = synth::Spec::read(&config.to_string_lossy()).unwrap();
+    synth::write(&spec, &out, &synth::Options::default(), &mut |_, _| {}).unwrap();
+    Checkpoint::open_dir(&out).unwrap()
+}
+
 /// A golden input by its formula (tests/data/golden/SYNTH.md).
 fn input(name: &str, len: usize, amp: f32) -> Vec<f32> {
     let mut values = vec![half::bf16::ZERO; len];
@@ -92,11 +101,7 @@ fn input(name: &str, len: usize, amp: f32) -> Vec<f32> {
 impl Pieces {
     /// Writes the checkpoint (0.7 GB) into `dir` and binds it.
     pub fn new(dir: &Path, device: Choice) -> Self {
-        let (config, out) = (dir.join("pieces.json"), dir.join("pieces"));
-        std::fs::write(&config, CONFIG).unwrap();
-        let spec = synth::Spec::read(&config.to_string_lossy()).unwrap();
-        synth::write(&spec, &out, &synth::Options::default(), &mut |_, _| {}).unwrap();
-        let checkpoint = Arc::new(Checkpoint::open_dir(&out).unwrap());
+        let checkpoint = Arc::new(checkpoint(dir));
         let c = &checkpoint.config;
         let mut b = Binder::new(&checkpoint);
         let vit = Vit::bind(&mut b, &c.vision_config, c.patches()).unwrap();

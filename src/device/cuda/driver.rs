@@ -224,15 +224,18 @@ impl GraphExec {
             cu::stream::begin_capture(stream.0, mode)?;
             let launched = launch();
             let graph = cu::stream::end_capture(stream.0);
+            if graph.is_err() {
+                // Were the stream still capturing, nothing could be freed.
+                let _ = cu::stream::end_capture(stream.0);
+            }
             if let (Err(e), Ok(graph)) = (launched, graph) {
                 let _ = cu::graph::destroy(graph);
                 return Err(e);
             }
             let graph = graph?;
             let exec = cu::graph::instantiate(graph, sys::CUgraphInstantiate_flags_enum(0)).map(Self);
-            let destroyed = cu::graph::destroy(graph);
-            let exec = exec?;
-            destroyed.map(|()| exec)
+            let _ = cu::graph::destroy(graph);
+            exec
         }
     }
 

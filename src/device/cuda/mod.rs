@@ -478,6 +478,10 @@ impl Device for Cuda {
         self.write_bytes(t, bytemuck::cast_slice(data))
     }
 
+    fn write_u8(&mut self, t: &Tensor, data: &[u8]) -> Result<()> {
+        self.write_bytes(t, data)
+    }
+
     fn uploader(&self) -> Option<Arc<Uploader>> {
         Some(Arc::clone(&self.uploader))
     }

@@ -95,7 +95,7 @@ impl Ready {
 }
 
 impl Cuda {
-    /// The launches of `plan`, resolved; its index among the prepared ones, and whether it was there before.
+    /// The launches of `plan`, resolved; its index among the prepared ones, and whether it was prepared before, be it with other addresses.
     pub(super) fn prepare(&mut self, plan: &Plan) -> Result<(usize, bool)> {
         if self.arena.as_ref().map_or(0, |a| a.bytes) < plan.arena_bytes {
             self.stream.wait().map_err(|e| self.error("work that ends", e))?;
@@ -103,7 +103,8 @@ impl Cuda {
             self.generation += 1;
             self.arena = Some(self.allocate_bytes("activations", plan.arena_bytes)?);
         }
-        if let Some(i) = self.plans.iter().position(|p| p.id == plan.id) {
+        let before = self.plans.iter().position(|p| p.id == plan.id);
+        if let Some(i) = before {
             if self.plans[i].generation == self.generation {
                 return Ok((i, true));
             }
@@ -138,7 +139,7 @@ impl Cuda {
         let (id, generation) = (plan.id, self.generation);
         let graphs = Vec::new();
         self.plans.push(Prepared { id, generation, nodes, parts, graphs, marks, names, part_names });
-        Ok((self.plans.len() - 1, false))
+        Ok((self.plans.len() - 1, before.is_some()))
     }
 
     fn ready(&self, l: &Launch, plan: &Plan) -> Result<Ready> {

@@ -57,6 +57,7 @@ pub mod tensor;
 pub use counters::{
     Class, Counters, GlobalCounters, LineCounters, OpCounters, SharedCounters, TensorCounters,
 };
+pub use decode::opcodes::OPCODES;
 pub use error::{Error, Result};
 pub use gpu::{GpuSpec, Occupancy, Roofline};
 pub use launch::{Arg, LaunchConfig, Options, launch};

@@ -14,7 +14,7 @@ pub const WRAPPER: u32 = 0x4662_43b1;
 const PTX: u16 = 1;
 const LZ4: u64 = 0x2000;
 const ZSTD: u64 = 0x8000;
-/// More than any real module: guards against a forged size.
+/// More PTX than any real file has: guards against forged sizes.
 const MAX_PTX: u64 = 1 << 28;
 
 /// Bytes of the fat binary that starts with `header` (at least 16 bytes).
@@ -34,7 +34,7 @@ pub fn ptx(bytes: &[u8]) -> Result<Vec<(u32, String)>, String> {
     }
     let end = total_bytes(bytes).ok_or_else(|| cut("header"))?.min(bytes.len());
     let mut at = u16_at(bytes, 6).ok_or_else(|| cut("header"))? as usize;
-    let mut found = Vec::new();
+    let (mut found, mut room) = (Vec::new(), MAX_PTX);
     while at < end {
         let entry = &bytes[at..end];
         let field = || cut("entry");
@@ -51,8 +51,8 @@ pub fn ptx(bytes: &[u8]) -> Result<Vec<(u32, String)>, String> {
             let compressed = data.get(..packed).filter(|_| packed > 0).unwrap_or(data);
             let text = if flags & (LZ4 | ZSTD) == 0 {
                 data.to_vec()
-            } else if unpacked > MAX_PTX {
-                return Err(format!("fat binary: PTX of {unpacked} bytes"));
+            } else if unpacked > room {
+                return Err(format!("fat binary: more than {MAX_PTX} bytes of PTX"));
             } else if flags & ZSTD != 0 {
                 let mut text = Vec::new();
                 let decoder = ruzstd::decoding::StreamingDecoder::new(compressed);
@@ -67,11 +67,12 @@ pub fn ptx(bytes: &[u8]) -> Result<Vec<(u32, String)>, String> {
                 lz4_flex::block::decompress(compressed, unpacked as usize)
                     .map_err(|e| format!("fat binary: compressed PTX: {e}"))?
             };
+            room = room.saturating_sub(text.len() as u64);
             let text = text.split(|b| *b == 0).next().unwrap_or_default().to_vec();
             let text = String::from_utf8(text).map_err(|_| "fat binary: PTX that is no text".to_owned())?;
             found.push((arch, text));
         }
-        at += next;
+        at = at.saturating_add(next);
     }
     Ok(found)
 }
@@ -121,6 +122,11 @@ mod tests {
                 }
             }
         }
+        // An entry of machine code whose size reaches past the end of all addresses.
+        let mut bad = FILES[3].to_vec();
+        bad[20..24].fill(0);
+        bad[24..32].fill(0xff);
+        assert_eq!(ptx(&bad), Ok(Vec::new()));
         assert!(ptx(b"").is_err() && ptx(&[0; 64]).is_err());
     }
 }

@@ -5,8 +5,10 @@
 //! which stamp the accesses of `v` happened before its own (a vector clock). A full barrier brings every warp to the
 //! present, so the usual check is one comparison with the warp's `floor`.
 //!
-//! Where two warps touch different bytes of one granule, only the last to come is kept: that can miss a race, and
-//! never invents one.
+//! Where warps touch different bytes of one granule, the records that do not fit into its words lie in a side table, until a
+//! full barrier makes them superfluous.
+
+use std::collections::HashMap;
 
 use super::{ASYNC, Other, SHARED_RACE, UNINIT};
 use crate::exec::Cx;
@@ -38,10 +40,24 @@ pub(crate) enum Touch {
     AsyncRead,
 }
 
+/// An access to some bytes of a granule whose words hold another one.
+#[derive(Clone, Copy, Debug)]
+struct Aside {
+    /// Its warps: one that wrote, or all that read.
+    warps: u32,
+    stamp: u32,
+    bytes: u32,
+    wrote: bool,
+    atomic: bool,
+    pc: u32,
+}
+
 #[derive(Default)]
 pub(crate) struct SharedShadow {
     pub on: bool,
     writes: Vec<u32>,
+    /// By granule, what its words do not hold.
+    aside: HashMap<u32, Vec<Aside>>,
     /// Warps that read 32, stamp of the first since the last write 24, bytes 8 (4 used).
     reads: Vec<u64>,
     write_pc: Vec<u32>,
@@ -74,6 +90,7 @@ impl SharedShadow {
         self.segment.resize(nwarps, 1);
         self.fenced.clear();
         self.fenced.resize(nwarps, 0);
+        self.aside.clear();
         self.now = 1;
     }
 
@@ -87,6 +104,7 @@ impl SharedShadow {
                 }
             }
             self.reads.fill(0);
+            self.aside.clear();
             self.clocks.fill([0; 32]);
             self.floor.fill(0);
             self.segment.fill(1);
@@ -107,6 +125,7 @@ impl SharedShadow {
             return;
         }
         let t = self.tick();
+        self.aside.clear();
         for w in 0..self.nwarps {
             self.clocks[w] = [t - 1; 32];
             self.floor[w] = t - 1;
@@ -230,7 +249,7 @@ impl SharedShadow {
         let (first, last) = (at / 4, (at + bytes - 1) / 4);
         let (floor, segment) = (self.floor[w], self.segment[w]);
         let me = (w as u32) << 8;
-        if at.is_multiple_of(4) && bytes.is_multiple_of(4) {
+        if at.is_multiple_of(4) && bytes.is_multiple_of(4) && self.aside.is_empty() {
             let (a, b) = (first as usize, last as usize + 1);
             let bad = match touch {
                 Touch::Read => {
@@ -280,7 +299,7 @@ impl SharedShadow {
         for l in 0..32 {
             top = top.max(if mask >> l & 1 != 0 { at[l] } else { 0 });
         }
-        if top as usize / 4 + 4 > self.writes.len() {
+        if top as usize / 4 + 4 > self.writes.len() || !self.aside.is_empty() {
             return mask;
         }
         let mut odd = 0;
@@ -351,14 +370,46 @@ impl SharedShadow {
                 bad = Some(Bad::Unwritten { at: 4 * g as u32 + missing.trailing_zeros() });
             }
         }
+        if !self.aside.is_empty()
+            && let Some(list) = self.aside.get_mut(&(g as u32))
+        {
+            for a in list.iter_mut() {
+                let both_atomic = a.atomic && touch == Touch::Atomic;
+                let conflict = a.bytes & mask != 0 && (a.wrote || touch != Touch::Read) && !both_atomic;
+                let other = (0..self.nwarps)
+                    .find(|&v| a.warps >> v & 1 != 0 && !ordered(a.stamp, v, &self.clocks[w]));
+                if let (true, None, Some(owner)) = (conflict, &bad, other) {
+                    bad = Some(Bad::Race { at, owner, pc: a.pc, wrote: a.wrote });
+                }
+                if touch != Touch::Read {
+                    a.bytes &= !mask;
+                }
+            }
+            list.retain(|a| a.bytes != 0);
+            if list.is_empty() {
+                self.aside.remove(&(g as u32));
+            }
+        }
         let r = self.reads[g];
         let (readers, rstamp, rbytes) = ((r >> 32) as u32, (r >> 8) as u32 & 0xff_ffff, r as u32 & 0xf);
+        let read = Aside {
+            warps: readers,
+            stamp: rstamp,
+            bytes: rbytes,
+            wrote: false,
+            atomic: false,
+            pc: self.read_pc[g],
+        };
         if touch == Touch::Read {
             let live =
                 (0..self.nwarps).any(|v| readers >> v & 1 != 0 && !ordered(rstamp, v, &self.clocks[w]));
-            self.reads[g] = if live && rbytes & mask != 0 {
-                r | 1 << (32 + w) | u64::from(mask)
+            self.reads[g] = if live && rbytes == mask {
+                r | 1 << (32 + w)
+            } else if readers == 1 << w && rstamp == self.segment[w] {
+                r | u64::from(mask)
             } else {
+                // Readers of bytes that this one leaves out are still to be heard of.
+                self.set_aside(g, Aside { bytes: if live { rbytes } else { rbytes & !mask }, ..read });
                 1 << (32 + w) | u64::from(self.segment[w]) << 8 | u64::from(mask)
             };
             self.read_pc[g] = pc;
@@ -375,15 +426,47 @@ impl SharedShadow {
         let atomic = if touch == Touch::Atomic { ATOMIC } else { 0 };
         // A write of other bytes of the same warp's segment is part of one record.
         let keep = if stamp == word >> STAMP_SHIFT && owner == w { bytes } else { 0 };
+        let written = |word: u32, bytes: u32, pc: u32| Aside {
+            warps: 1 << (word >> 8 & 31),
+            stamp: word >> STAMP_SHIFT,
+            bytes,
+            wrote: true,
+            atomic: word & ATOMIC != 0,
+            pc,
+        };
+        self.set_aside(g, Aside { bytes: rbytes & !mask, ..read });
         if stamp != FLIGHT && word >> STAMP_SHIFT == FLIGHT && !overlap {
             // The bytes in flight are the ones to remember.
             self.writes[g] = word | mask;
+            self.set_aside(g, written(stamp << STAMP_SHIFT | atomic | me, mask, pc));
         } else {
+            if word >> STAMP_SHIFT != FLIGHT {
+                self.set_aside(g, written(word, bytes & !mask & !keep, self.write_pc[g]));
+            }
             self.writes[g] = stamp << STAMP_SHIFT | atomic | me | (mask | keep) << 4 | init | mask;
             self.write_pc[g] = pc;
         }
         self.reads[g] = 0;
         bad
+    }
+}
+
+impl SharedShadow {
+    /// Keeps an access whose place another one takes, unless a full barrier came since, or there was none.
+    fn set_aside(&mut self, g: usize, a: Aside) {
+        // What all warps know to be past cannot race with anything.
+        if a.bytes == 0
+            || a.warps == 0
+            || a.stamp <= self.floor[..self.nwarps].iter().copied().min().unwrap_or(0)
+        {
+            return;
+        }
+        let list = self.aside.entry(g as u32).or_default();
+        match list.iter_mut().find(|b| (b.bytes, b.wrote, b.stamp) == (a.bytes, a.wrote, a.stamp) && !b.wrote)
+        {
+            Some(b) => b.warps |= a.warps,
+            None => list.push(a),
+        }
     }
 }
 
@@ -402,6 +485,9 @@ fn read_quad(writes: &[u32; 4], reads: &mut [u64; 4], w: u32, floor: u32, segmen
     let mine = 1 << (32 + w) | u64::from(segment) << 8 | 0xf;
     if r != mine {
         let stale = (r >> 8) & 0xff_ffff <= u64::from(floor);
+        if !stale && r & 0xf != 0xf {
+            return true;
+        }
         *reads = [if stale { mine } else { r | 1 << (32 + w) | 0xf }; 4];
     }
     false
@@ -433,6 +519,9 @@ fn read_range(writes: &[u32], reads: &mut [u64], w: u32, floor: u32, segment: u3
     for &x in writes.iter() {
         let own = x >> 8 & 31 == w && x >> STAMP_SHIFT != FLIGHT;
         odd |= x & 0xf != 0xf || !(x <= limit || own);
+    }
+    for &r in reads.iter() {
+        odd |= r & 0xf != 0xf && (r >> 8) as u32 & 0xff_ffff > floor;
     }
     if odd {
         return true;

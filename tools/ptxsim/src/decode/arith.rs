@@ -498,12 +498,12 @@ impl Decoder<'_> {
             return Err(m.unknown("this comparison is for floats"));
         }
         let f = match ty {
-            B32 | U32 => by_cmp!(handler, alu::SetpU32, c),
-            S32 => by_cmp!(handler, alu::SetpS32, c),
-            B64 | U64 => by_cmp!(handler, alu::SetpU64, c),
-            S64 => by_cmp!(handler, alu::SetpS64, c),
-            B16 | U16 => by_cmp!(cold, alu::SetpU16, c),
-            S16 => by_cmp!(cold, alu::SetpS16, c),
+            B32 | U32 => by_cmp!(int handler, alu::SetpU32, c),
+            S32 => by_cmp!(int handler, alu::SetpS32, c),
+            B64 | U64 => by_cmp!(int handler, alu::SetpU64, c),
+            S64 => by_cmp!(int handler, alu::SetpS64, c),
+            B16 | U16 => by_cmp!(int cold, alu::SetpU16, c),
+            S16 => by_cmp!(int cold, alu::SetpS16, c),
             F32 if ftz => by_cmp!(handler, float::SetpF32, c, true),
             F32 => by_cmp!(handler, float::SetpF32, c, false),
             F64 => by_cmp!(cold, float::SetpF64, c),

@@ -219,8 +219,8 @@ impl Decoder<'_> {
             // The usual case: a kernel parameter at a known place.
             let (at, _) = self.place(*v)?;
             let at = at.wrapping_add(*offset as u64);
-            if at + u64::from(bytes) * vec as u64 > u64::from(self.param_bytes) {
-                return self.bad("reads past the end of the parameters");
+            if at.saturating_add(u64::from(bytes) * vec as u64) > u64::from(self.param_bytes) {
+                return self.bad("reads outside the parameters");
             }
             let mut p = self.pre(hf::<mv::LdKernelParam>(), Class::Load);
             p.list = slots;

@@ -7,6 +7,7 @@ mod flow;
 mod matrix;
 mod memory;
 mod moves;
+pub(crate) mod opcodes;
 mod sync;
 
 use std::collections::HashMap;
@@ -712,6 +713,13 @@ impl Decoder<'_> {
         }
         let mut m = Mods::new(inst);
         let base = m.base();
+        match opcodes::unknown_part(base, m.rest()) {
+            // `.branchtargets` and the like, which the parser keeps.
+            _ if base.is_empty() => {}
+            Ok(None) => {}
+            Ok(Some(part)) => return Err(m.unknown(&format!("modifier `.{part}`"))),
+            Err(()) => return Err(m.unknown("unknown instruction")),
+        }
         if self.control(base, &mut m, inst)?
             || self.moves(base, &mut m, inst)?
             || self.loads(base, &mut m, inst)?
@@ -754,6 +762,17 @@ use by_flags;
 
 /// Picks `Type<CMP>` for the comparison number `$cmp`.
 macro_rules! by_cmp {
+    // Integers are always ordered.
+    (int $h:ident, $($t:ident)::+, $cmp:expr) => {
+        match $cmp {
+            0 => $crate::exec::$h::<$($t)::+<0>>(),
+            1 => $crate::exec::$h::<$($t)::+<1>>(),
+            2 => $crate::exec::$h::<$($t)::+<2>>(),
+            3 => $crate::exec::$h::<$($t)::+<3>>(),
+            4 => $crate::exec::$h::<$($t)::+<4>>(),
+            _ => $crate::exec::$h::<$($t)::+<5>>(),
+        }
+    };
     ($h:ident, $($t:ident)::+, $cmp:expr $(, $g:expr)*) => {
         match $cmp {
             0 => $crate::exec::$h::<$($t)::+<0 $(, $g)*>>(),

@@ -19,7 +19,7 @@
 
 use super::Reg;
 use super::formats::{f16_to_f32, f32_to_f16};
-use super::tile::{Acc, Elem, Kind, LEVEL, Level, Plain, Simd, b_tile, kind};
+use super::tile::{Acc, Base, Elem, Kind, LEVEL, Level, Simd, b_tile, kind};
 use std::mem::MaybeUninit;
 
 /// The type of C and D.
@@ -268,7 +268,7 @@ fn code(mul: Multiplicands, depth: usize) -> Code {
 fn of_level<A: Kind, B: Kind, const E: usize, const H: usize>() -> Code {
     #[cfg(target_arch = "x86_64")]
     {
-        use super::tile::Avx512;
+        use super::tile::{Avx2, Avx512};
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
         fn avx512<A: Kind, B: Kind, const E: usize, const H: usize>(
             mma: &Mma,
@@ -287,7 +287,7 @@ fn of_level<A: Kind, B: Kind, const E: usize, const H: usize>() -> Code {
             b: &[&Reg],
             c: &[&Reg],
         ) {
-            packed::<Plain, A, B, E, H>(mma, d, a, b, c);
+            packed::<Avx2, A, B, E, H>(mma, d, a, b, c);
         }
         match *LEVEL {
             Level::Avx512 => return avx512::<A, B, E, H>,
@@ -295,7 +295,7 @@ fn of_level<A: Kind, B: Kind, const E: usize, const H: usize>() -> Code {
             Level::Base => {}
         }
     }
-    packed::<Plain, A, B, E, H>
+    packed::<Base, A, B, E, H>
 }
 
 #[inline(always)]

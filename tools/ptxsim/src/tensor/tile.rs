@@ -191,12 +191,12 @@ pub(super) fn b_tile<'a, S: Simd, K: Kind, const E: usize, const H: usize>(
     unsafe { out.assume_init_mut() }
 }
 
-/// Rust that a compiler may vectorise as it can.
-pub(super) struct Plain;
+/// The loops as Rust that a compiler may vectorise as it can.
+mod plain {
+    use super::*;
 
-impl Simd for Plain {
     #[inline(always)]
-    unsafe fn decode(out: *mut Lanes, elem: Elem, e: usize, reg: &Reg) {
+    pub(super) unsafe fn decode(out: *mut Lanes, elem: Elem, e: usize, reg: &Reg) {
         #[inline(always)]
         fn each(out: *mut Lanes, reg: &Reg, f: impl Fn(u32) -> f32) {
             let mut lanes = [0.0; 32];
@@ -221,21 +221,21 @@ impl Simd for Plain {
     }
 
     #[inline(always)]
-    fn f32_bits(out: &mut Reg, v: &Lanes) {
+    pub(super) fn f32_bits(out: &mut Reg, v: &Lanes) {
         for (bits, &x) in out.iter_mut().zip(v) {
             *bits = canonical(x).to_bits();
         }
     }
 
     #[inline(always)]
-    fn f16x2_bits(out: &mut Reg, low: &Lanes, high: &Lanes) {
+    pub(super) fn f16x2_bits(out: &mut Reg, low: &Lanes, high: &Lanes) {
         for l in 0..32 {
             out[l] = u32::from(f32_to_f16(low[l])) | u32::from(f32_to_f16(high[l])) << 16;
         }
     }
 
     #[inline(always)]
-    unsafe fn spread(out: *mut [[f32; 8]; 4], v: &Lanes) {
+    pub(super) unsafe fn spread(out: *mut [[f32; 8]; 4], v: &Lanes) {
         let mut rows = [[0.0; 8]; 4];
         for j in 0..4 {
             for i in 0..8 {
@@ -246,34 +246,111 @@ impl Simd for Plain {
         unsafe { out.write(rows) };
     }
 
+    /// `acc += A*B` for element `e`: `rows` of A and the rows of B.
     #[inline(always)]
-    fn tile<K: Kind, const E: usize, const H: usize>(acc: &mut Acc, a: [[&Reg; 2]; H], b: &BTile<E, H>) {
-        for (a, b) in a.iter().zip(&b.0) {
-            let mut decoded = [[[0.0; 32]; E]; 2];
-            for h in 0..2 {
-                for e in 0..E {
-                    // SAFETY: `decoded` is of this function.
-                    unsafe { Self::decode(&mut decoded[h][e], K::ELEM, e, a[h]) };
-                }
-            }
-            for j in 0..4 {
-                for e in 0..E {
-                    // Lane 4*g + j' holds columns 2*j' and 2*j' + 1.
-                    let column = |i: usize| -> Lanes { std::array::from_fn(|l| b[e][j][4 * i + l % 4]) };
-                    for h in 0..2 {
-                        let row: Lanes = std::array::from_fn(|l| decoded[h][e][l / 4 * 4 + j]);
-                        for i in 0..2 {
-                            let (acc, column) = (&mut acc[2 * h + i], column(i));
-                            for l in 0..32 {
-                                acc[l] = row[l].mul_add(column[l], acc[l]);
-                            }
-                        }
-                    }
+    pub(super) fn multiply(acc: &mut Acc, rows: &[Lanes; 2], b: &[[f32; 8]; 4], j: usize) {
+        // Lane 4*g + j' holds columns 2*j' and 2*j' + 1.
+        let column = |i: usize| -> Lanes { std::array::from_fn(|l| b[j][4 * i + l % 4]) };
+        for h in 0..2 {
+            let row: Lanes = std::array::from_fn(|l| rows[h][l / 4 * 4 + j]);
+            for i in 0..2 {
+                let (acc, column) = (&mut acc[2 * h + i], column(i));
+                for l in 0..32 {
+                    acc[l] = row[l].mul_add(column[l], acc[l]);
                 }
             }
         }
     }
 }
+
+/// [`plain`] compiled once for each of its loops, whatever the element: what is left to instances are calls.
+macro_rules! level {
+    ($(#[$doc:meta])* $name:ident, $(#[$features:meta])*) => {
+        $(#[$doc])*
+        pub(super) struct $name;
+
+        impl Simd for $name {
+            #[inline(always)]
+            unsafe fn decode(out: *mut Lanes, elem: Elem, e: usize, reg: &Reg) {
+                $(#[$features])*
+                #[inline(never)]
+                unsafe fn call(out: *mut Lanes, elem: Elem, e: usize, reg: &Reg) {
+                    // SAFETY: the caller's promise.
+                    unsafe { plain::decode(out, elem, e, reg) }
+                }
+                // SAFETY: the caller's promise; `Level` stands for the features.
+                unsafe { call(out, elem, e, reg) }
+            }
+            #[inline(always)]
+            fn f32_bits(out: &mut Reg, v: &Lanes) {
+                $(#[$features])*
+                #[inline(never)]
+                unsafe fn call(out: &mut Reg, v: &Lanes) {
+                    plain::f32_bits(out, v)
+                }
+                // SAFETY: `Level` stands for the features.
+                unsafe { call(out, v) }
+            }
+            #[inline(always)]
+            fn f16x2_bits(out: &mut Reg, low: &Lanes, high: &Lanes) {
+                $(#[$features])*
+                #[inline(never)]
+                unsafe fn call(out: &mut Reg, low: &Lanes, high: &Lanes) {
+                    plain::f16x2_bits(out, low, high)
+                }
+                // SAFETY: `Level` stands for the features.
+                unsafe { call(out, low, high) }
+            }
+            #[inline(always)]
+            unsafe fn spread(out: *mut [[f32; 8]; 4], v: &Lanes) {
+                $(#[$features])*
+                #[inline(never)]
+                unsafe fn call(out: *mut [[f32; 8]; 4], v: &Lanes) {
+                    // SAFETY: the caller's promise.
+                    unsafe { plain::spread(out, v) }
+                }
+                // SAFETY: the caller's promise; `Level` stands for the features.
+                unsafe { call(out, v) }
+            }
+            fn tile<K: Kind, const E: usize, const H: usize>(
+                acc: &mut Acc,
+                a: [[&Reg; 2]; H],
+                b: &BTile<E, H>,
+            ) {
+                $(#[$features])*
+                #[inline(never)]
+                unsafe fn call(acc: &mut Acc, rows: &[Lanes; 2], b: &[[f32; 8]; 4], j: usize) {
+                    plain::multiply(acc, rows, b, j)
+                }
+                for (a, b) in a.iter().zip(&b.0) {
+                    let mut decoded = [[[0.0; 32]; 2]; E];
+                    for (e, decoded) in decoded.iter_mut().enumerate() {
+                        for h in 0..2 {
+                            // SAFETY: `decoded` is of this function.
+                            unsafe { Self::decode(&mut decoded[h], K::ELEM, e, a[h]) };
+                        }
+                    }
+                    for j in 0..4 {
+                        for e in 0..E {
+                            // SAFETY: `Level` stands for the features.
+                            unsafe { call(acc, &decoded[e], &b[e], j) };
+                        }
+                    }
+                }
+            }
+        }
+    };
+}
+level!(
+    /// Any machine.
+    Base,
+);
+#[cfg(target_arch = "x86_64")]
+level!(
+    /// AVX2 with FMA.
+    Avx2,
+    #[target_feature(enable = "avx2,fma")]
+);
 
 /// AVX-512: a register of 32 lanes is two vectors; 8 accumulators stay in registers for the whole tile.
 #[cfg(target_arch = "x86_64")]
@@ -468,7 +545,7 @@ pub(super) fn dispatch(kernel: impl Kernel) {
         }
         #[target_feature(enable = "avx2,fma")]
         fn avx2(kernel: impl Kernel) {
-            kernel.run::<Plain>();
+            kernel.run::<Avx2>();
         }
         match *LEVEL {
             // SAFETY: the features were found.
@@ -478,7 +555,7 @@ pub(super) fn dispatch(kernel: impl Kernel) {
             Level::Base => {}
         }
     }
-    kernel.run::<Plain>();
+    kernel.run::<Base>();
 }
 
 #[cfg(test)]
@@ -516,7 +593,13 @@ mod tests {
             let (a, b) = (std::array::from_fn(|_| reg()), std::array::from_fn(|_| reg()));
             let start = [[0.1; 32], [-0.2; 32], [3.0; 32], [0.0; 32]];
             let (mut plain, mut best) = (start, start);
-            Once::<K, E> { a: &a, b: &b, acc: &mut plain, kind }.run::<Plain>();
+            Once::<K, E> { a: &a, b: &b, acc: &mut plain, kind }.run::<Base>();
+            #[cfg(target_arch = "x86_64")]
+            if *LEVEL != Level::Base {
+                let mut acc = start;
+                Once::<K, E> { a: &a, b: &b, acc: &mut acc, kind }.run::<Avx2>();
+                assert_eq!(plain, acc, "AVX2, {:?}", K::ELEM);
+            }
             dispatch(Once::<K, E> { a: &a, b: &b, acc: &mut best, kind });
             assert_eq!(plain, best, "{:?}", K::ELEM);
         }
@@ -554,7 +637,7 @@ mod tests {
                 let reg: Reg = std::array::from_fn(|l| (start + l as u32) * 0x0001_0001);
                 for e in 0..K::ELEM.per_reg() {
                     let (mut plain, mut best) = (All(Vec::new()), All(Vec::new()));
-                    Decode(&mut plain, &reg, e, kind).run::<Plain>();
+                    Decode(&mut plain, &reg, e, kind).run::<Base>();
                     dispatch(Decode(&mut best, &reg, e, kind));
                     assert_eq!(plain.0, best.0, "{:?} element {e} from {start:#x}", K::ELEM);
                 }

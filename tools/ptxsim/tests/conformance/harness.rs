@@ -1,6 +1,22 @@
 //! Runs one instruction on many operands, and rounds exactly.
 
+use std::io::Write;
+
 use ptxsim::{LaunchConfig, LoadedModule, Memory, Module, Options, launch};
+
+/// The variable that names a file to which the forms of every program are added.
+pub const FORMS: &str = "PTXSIM_FORMS";
+
+/// The module of a test's program.
+pub fn module(ptx: &str) -> Module {
+    let module = Module::parse(ptx).unwrap_or_else(|e| panic!("{e}\n{ptx}"));
+    if let Some(file) = std::env::var_os(FORMS) {
+        let mut file = std::fs::OpenOptions::new().append(true).open(file).unwrap();
+        let forms: String = module.forms().iter().map(|f| format!("{}\n", f.text)).collect();
+        file.write_all(forms.as_bytes()).unwrap();
+    }
+    module
+}
 
 /// What a result should be.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -66,8 +82,7 @@ pub fn run(instruction: &str, types: &[&str], rows: &[Vec<u64>]) -> Vec<u64> {
          {body}st.global.u64 [%out], %r;\nret;\n}}\n"
     );
     let memory = Memory::new(1 << 30);
-    let module = Module::parse(&ptx).unwrap_or_else(|e| panic!("{instruction}: {e}"));
-    let module = LoadedModule::load(module.into(), &memory).unwrap();
+    let module = LoadedModule::load(module(&ptx).into(), &memory).unwrap();
     let words: Vec<u64> = rows.iter().flat_map(|r| (0..4).map(|i| r.get(i).copied().unwrap_or(0))).collect();
     let (out, input) = (
         memory.alloc(rows.len() as u64 * 8, 256).unwrap(),

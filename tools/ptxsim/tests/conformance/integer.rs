@@ -80,10 +80,10 @@ fn add_sub_mul_div_rem_min_max() {
             check(&format!("mad.hi.{ty} $d, $a, $b, $c;"), &[b, b, b, b], &triples, |r| {
                 Bits(cut(((x(r[0]) * x(r[1])) >> 32) + x(r[2]), bits))
             });
-            check(&format!("sad.{ty} $d, $a, $b, $c;"), &[b, b, b, b], &triples, |r| {
-                Bits(cut((x(r[0]) - x(r[1])).abs() + x(r[2]), bits))
-            });
         }
+        check(&format!("sad.{ty} $d, $a, $b, $c;"), &[b, b, b, b], &triples, |r| {
+            Bits(cut((x(r[0]) - x(r[1])).abs() + x(r[2]), bits))
+        });
         if signed {
             let singles = all([&v]);
             check(&format!("neg.{ty} $d, $a;"), &[b, b], &singles, |r| Bits(cut(-x(r[0]), bits)));
@@ -327,7 +327,7 @@ fn comparisons_and_selections() {
         check(&format!("selp.{ty} $d, $a, $b, $c;"), &[b, b, b, "pred"], &all([&v, &v, &p]), |r| {
             Bits(if r[2] == 1 { r[0] } else { r[1] })
         });
-        if bits > 16 {
+        for ty in [ty, &format!("b{bits}")] {
             check(
                 &format!("slct.{ty}.s32 $d, $a, $b, $c;"),
                 &[b, b, b, "b32"],

@@ -161,7 +161,7 @@ fn vectors() {
 
 #[test]
 fn constants_and_initialised_variables() {
-    use ptxsim::{LaunchConfig, LoadedModule, Memory, Module, Options, launch};
+    use ptxsim::{LaunchConfig, LoadedModule, Memory, Options, launch};
     let ptx = ".version 9.0\n.target sm_80\n.address_size 64\n\
         .const .align 4 .u32 table[4] = {10, 20, 30, 40};\n\
         .global .align 2 .u16 half[3] = {1, 65535, 3};\n\
@@ -181,7 +181,7 @@ fn constants_and_initialised_variables() {
         ld.param.u32 %r7, [pair+12]; st.global.u32 [%o+24], %r7;\n\
         ret;\n}\n";
     let memory = Memory::new(1 << 20);
-    let module = LoadedModule::load(Module::parse(ptx).unwrap().into(), &memory).unwrap();
+    let module = LoadedModule::load(crate::harness::module(ptx).into(), &memory).unwrap();
     let out = memory.alloc(28, 256).unwrap();
     let config = LaunchConfig::new(1, 1).arg(out).arg(0u64).arg(0x1234_5678_0000_0000u64);
     let report = launch(&memory, &module, "k", &config, &Options::default()).unwrap();
@@ -310,4 +310,18 @@ fn atomics_of_all_lanes_on_one_word_add_up() {
     let code = ".shared .align 4 .u32 s; .reg .pred %z; .reg .u32 %x; setp.eq.u32 %z, %t, 0; @%z st.shared.u32 [s], 0; bar.sync 0;\n\
                 atom.shared.add.u32 %x, [s], $a; bar.sync 0; ld.shared.u32 $d, [s];";
     check(code, &["b32", "b32"], &rows, |_| Bits(64 * 63 / 2));
+}
+
+#[test]
+fn parameters_end_where_they_end() {
+    for (at, fits) in
+        [("n", true), ("n+4", false), ("n-8", true), ("out-4", false), ("n-9223372036854775808", false)]
+    {
+        let ptx = format!(
+            ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 out, .param .u32 n) {{ .reg .u32 %x; ld.param.u32 %x, [{at}]; ret; }}\n"
+        );
+        let forms = ptxsim::Module::parse(&ptx).unwrap().forms();
+        let why = forms.iter().find(|f| f.text == "ld.param.u32").unwrap().unsupported.clone();
+        assert_eq!(why.is_none(), fits, "{at}: {why:?}");
+    }
 }

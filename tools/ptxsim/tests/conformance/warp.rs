@@ -201,9 +201,33 @@ fn lanes_past_a_branch_are_not_held_up_by_those_that_wait_for_them() {
     }
 }
 
+/// Three warps and one word: its halves are written by two of them, the third reads one. In whatever order they run, the
+/// race is between that one's writer and its reader.
+#[test]
+fn bytes_of_one_word_are_told_apart() {
+    use ptxsim::{LaunchConfig, LoadedModule, Memory, Options, ReportKind, launch};
+    let ptx = ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry k() {\n\
+        .shared .align 4 .b8 w[4]; .reg .u32 %t, %l; .reg .u16 %x; .reg .pred %p;\n\
+        mov.u32 %t, %tid.x; and.b32 %l, %t, 31; setp.ne.u32 %p, %l, 0; @%p ret;\n\
+        mov.u16 %x, 1; setp.eq.u32 %p, %t, 0; @!%p bra a; st.shared.u16 [w], %x;\n\
+        a: setp.eq.u32 %p, %t, 32; @!%p bra b; st.shared.u16 [w+2], %x;\n\
+        b: setp.eq.u32 %p, %t, 64; @!%p bra c; ld.shared.u16 %x, [w];\n\
+        c: ret;\n}\n";
+    let memory = Memory::new(1 << 20);
+    let module = LoadedModule::load(crate::harness::module(ptx).into(), &memory).unwrap();
+    for seed in 0..12 {
+        let options = Options { seed, checks: ptxsim::Checks::SHARED_RACE, ..Options::default() };
+        let report = launch(&memory, &module, "k", &LaunchConfig::new(1, 96), &options).unwrap();
+        let races: Vec<_> = report.reports.iter().filter(|r| r.kind == ReportKind::SharedRace).collect();
+        assert_eq!(races.len(), 1, "seed {seed}: {:?}", report.reports);
+        let warps = [races[0].thread[0] / 32, races[0].other.as_ref().unwrap().warp.unwrap()];
+        assert!(warps == [2, 0] || warps == [0, 2], "seed {seed}: {warps:?}");
+    }
+}
+
 #[test]
 fn calls_without_end_are_given_up() {
-    use ptxsim::{FaultKind, LaunchConfig, LoadedModule, Memory, Module, Options, launch};
+    use ptxsim::{FaultKind, LaunchConfig, LoadedModule, Memory, Options, launch};
     // Each calls the next twice: 2^40 calls, none of them deep.
     let mut ptx = String::from(".version 9.0\n.target sm_80\n.address_size 64\n.func f0() { ret; }\n");
     for i in 1..=40 {
@@ -211,7 +235,7 @@ fn calls_without_end_are_given_up() {
     }
     ptx += ".visible .entry k() { call.uni f40; ret; }\n";
     let memory = Memory::new(1 << 20);
-    let module = LoadedModule::load(Module::parse(&ptx).unwrap().into(), &memory).unwrap();
+    let module = LoadedModule::load(crate::harness::module(&ptx).into(), &memory).unwrap();
     let options = Options { max_instructions: 100_000, ..Options::default() };
     let report = launch(&memory, &module, "k", &LaunchConfig::new(1, 32), &options).unwrap();
     assert_eq!(report.fault.unwrap().kind, FaultKind::Timeout);
@@ -219,7 +243,7 @@ fn calls_without_end_are_given_up() {
 
 #[test]
 fn calls() {
-    use ptxsim::{LaunchConfig, LoadedModule, Memory, Module, Options, launch};
+    use ptxsim::{LaunchConfig, LoadedModule, Memory, Options, launch};
     // A function with two arguments and a result; one that calls itself; a call through a table of pointers.
     let ptx = ".version 9.0\n.target sm_80\n.address_size 64\n\
         .func (.param .b32 y) twice_less(.param .b32 a, .param .b32 b) {\n\
@@ -244,7 +268,7 @@ fn calls() {
         st.global.u32 [%o+12], %z;\n\
         ret;\n}\n";
     let memory = Memory::new(1 << 20);
-    let module = LoadedModule::load(Module::parse(ptx).unwrap().into(), &memory).unwrap();
+    let module = LoadedModule::load(crate::harness::module(ptx).into(), &memory).unwrap();
     let out = memory.alloc(32 * 16, 256).unwrap();
     let report =
         launch(&memory, &module, "k", &LaunchConfig::new(1, 32).arg(out), &Options::default()).unwrap();

@@ -1,0 +1,349 @@
+//! Sources that are lists: a manifest of JSON lines, a folder, a glob. Those that are not are opened here too.
+//!
+//! ```text
+//! {"id": any JSON, "image": "cats.jpg", "exprs": ["the left cat", "the right cat"]}
+//! {"id": 17, "image_b64": "iVBORw0KG...", "expr": "the dog"}
+//! ```
+//! `id` may be left out; other members are ignored. A path that is not absolute starts at the manifest's folder. A line that is none of these is an
+//! item that fails, not the end of the run.
+
+use super::item::{Failure, Item, Picture, Source};
+use super::{parquet, tar};
+use crate::{Error, Result};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::Deserialize;
+use serde_json::Value;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Longest line: the largest picture file in base64, and some.
+const MAX_LINE: u64 = 400 << 20;
+/// What a folder's pictures end with.
+const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "apng"];
+
+/// A source that is open.
+pub struct Input {
+    /// Its items.
+    pub items: Source,
+    /// What it is, for the journal: names, sizes and checksums.
+    pub fingerprint: String,
+    /// How far it was read, and how far it goes, in some unit of its own; 0 if that is not known.
+    pub position: Arc<AtomicU64>,
+    #[allow(missing_docs)]
+    pub length: u64,
+}
+
+/// Opens a manifest, a folder, a glob, or a single picture; `exprs` is what is asked of the pictures of the last three. A tar shard or a Parquet
+/// file, or a glob of such, has expressions of its own; `exprs` are asked instead of them.
+///
+/// # Errors
+/// [`Error::Usage`] if it is nothing of these, or if expressions are missing or are given twice; [`Error::Io`].
+pub fn open(source: &str, exprs: &[String]) -> Result<Input> {
+    if let Some(input) = shards(source, exprs)? {
+        return Ok(input);
+    }
+    let path = Path::new(source);
+    let is_picture = |p: &Path| {
+        let extension = p.extension().map(|e| e.to_string_lossy().to_lowercase());
+        extension.is_some_and(|e| EXTENSIONS.contains(&e.as_str()))
+    };
+    let paths = if path.is_dir() {
+        let entries = std::fs::read_dir(path).map_err(Error::io(path, "list"))?;
+        let mut paths = Vec::new();
+        for entry in entries {
+            let file = entry.map_err(Error::io(path, "list"))?.path();
+            if is_picture(&file) {
+                paths.push(file);
+            }
+        }
+        paths.sort();
+        paths
+    } else if path.is_file() && is_picture(path) {
+        vec![path.into()]
+    } else if path.exists() {
+        if !exprs.is_empty() {
+            let expected = "expressions in the manifest's lines (--expr is for folders and globs)";
+            return Err(Error::usage("--expr", expected, "a manifest"));
+        }
+        return manifest(path);
+    } else if source.contains(['*', '?', '[']) {
+        let bad = |e: glob::PatternError| Error::usage(source, "a glob", e.to_string());
+        // Sorted by name, folder by folder.
+        let found = glob::glob(source).map_err(bad)?;
+        found.filter_map(std::result::Result::ok).filter(|p| is_picture(p)).collect()
+    } else {
+        return Err(Error::usage(
+            source,
+            "a manifest (JSON lines), a folder of pictures, tar shards, Parquet files or a glob",
+            "no such file",
+        ));
+    };
+    if exprs.is_empty() {
+        return Err(Error::usage("--expr", "what is asked of a folder's pictures", "nothing"));
+    }
+    if paths.is_empty() {
+        return Err(Error::usage(source, format!("pictures ({})", EXTENSIONS.join(", ")), "none"));
+    }
+    Ok(pictures(paths, exprs))
+}
+
+/// Tar shards or Parquet files: the one that `source` names, or those that it matches.
+fn shards(source: &str, exprs: &[String]) -> Result<Option<Input>> {
+    let path = Path::new(source);
+    let mut paths = if path.is_file() {
+        vec![path.to_path_buf()]
+    } else if source.contains(['*', '?', '[']) && !path.exists() {
+        let bad = |e: glob::PatternError| Error::usage(source, "a glob", e.to_string());
+        glob::glob(source).map_err(bad)?.filter_map(std::result::Result::ok).collect()
+    } else {
+        return Ok(None);
+    };
+    let ends = |p: &Path, ends: &[&str]| {
+        let name = p.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        ends.iter().any(|e| name.ends_with(e))
+    };
+    const TAR: [&str; 3] = [".tar", ".tar.gz", ".tgz"];
+    let is_parquet = paths.iter().any(|p| ends(p, &[".parquet"]));
+    paths.retain(|p| if is_parquet { ends(p, &[".parquet"]) } else { ends(p, &TAR) });
+    if paths.is_empty() {
+        return Ok(None);
+    }
+    let mut fingerprints = paths.iter().map(|p| fingerprint(p)).collect::<Result<Vec<_>>>()?;
+    fingerprints.extend_from_slice(exprs);
+    let mut length = 0;
+    for path in paths.iter().filter(|_| !is_parquet) {
+        length += path.metadata().map_err(Error::io(path, "look at"))?.len();
+    }
+    let position = Arc::new(AtomicU64::new(0));
+    let at = Arc::clone(&position);
+    let items = if is_parquet {
+        length = parquet::rows(&paths)?;
+        parquet::read(paths, exprs, at)
+    } else {
+        tar::read(paths, exprs, at)
+    };
+    Ok(Some(Input { items, fingerprint: fingerprints.join("\n"), position, length }))
+}
+
+fn pictures(paths: Vec<PathBuf>, exprs: &[String]) -> Input {
+    let mut crc = crc32fast::Hasher::new();
+    for text in paths.iter().map(|p| p.to_string_lossy()).chain(exprs.iter().map(Into::into)) {
+        crc.update(text.as_bytes());
+        crc.update(b"\n");
+    }
+    let (length, fingerprint) =
+        (paths.len() as u64, format!("{} pictures {:08x}", paths.len(), crc.finalize()));
+    let position = Arc::new(AtomicU64::new(0));
+    let (at, exprs) = (Arc::clone(&position), exprs.to_vec());
+    let items = paths.into_iter().zip(0..).map(move |(path, index)| {
+        at.store(index + 1, Ordering::Relaxed);
+        let name = path.to_string_lossy().into_owned();
+        Ok(Item {
+            index,
+            id: name.clone().into(),
+            picture: Picture::Path { name, path },
+            exprs: exprs.clone(),
+        })
+    });
+    Input { items: Box::new(items), fingerprint, position, length }
+}
+
+/// A file for the journal: its name, its size, the CRC-32 of its first and last 64 KiB.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn fingerprint(path: &Path) -> Result<String> {
+    const PART: u64 = 64 << 10;
+    let look = || {
+        let mut file = File::open(path)?;
+        let bytes = file.metadata()?.len();
+        let mut crc = crc32fast::Hasher::new();
+        let mut part = Vec::new();
+        file.by_ref().take(PART).read_to_end(&mut part)?;
+        crc.update(&part);
+        file.seek(SeekFrom::Start(bytes.saturating_sub(PART).max(part.len() as u64)))?;
+        part.clear();
+        file.take(PART).read_to_end(&mut part)?;
+        crc.update(&part);
+        Ok((bytes, crc.finalize()))
+    };
+    let (bytes, crc) = look().map_err(Error::io(path, "read"))?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    Ok(format!("{name} {bytes} {crc:08x}"))
+}
+
+fn manifest(path: &Path) -> Result<Input> {
+    let file = File::open(path).map_err(Error::io(path, "open"))?;
+    let length = file.metadata().map_err(Error::io(path, "look at"))?.len();
+    let position = Arc::new(AtomicU64::new(0));
+    let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
+    let lines = JsonLines::new(BufReader::new(file), path, folder, Arc::clone(&position));
+    Ok(Input { items: Box::new(lines), fingerprint: fingerprint(path)?, position, length })
+}
+
+/// Items of JSON lines.
+pub struct JsonLines<R> {
+    reader: R,
+    path: PathBuf,
+    folder: PathBuf,
+    position: Arc<AtomicU64>,
+    index: u64,
+    line: u64,
+    ended: bool,
+    numbered: bool,
+}
+
+impl<R: BufRead> JsonLines<R> {
+    /// `path` names them in errors; relative paths of pictures start at `folder`; `position` counts the bytes that were read.
+    pub fn new(reader: R, path: &Path, folder: PathBuf, position: Arc<AtomicU64>) -> Self {
+        Self { reader, path: path.into(), folder, position, index: 0, line: 0, ended: false, numbered: false }
+    }
+
+    /// Lets a line say its item's place, `index`, and what its records call the picture, `name`: for workers.
+    #[must_use]
+    pub fn numbered(self) -> Self {
+        Self { numbered: true, ..self }
+    }
+
+    /// The next line that is not blank, without its end, or why it cannot be taken; `None` at the end.
+    fn next_line(&mut self) -> std::io::Result<Option<std::result::Result<Vec<u8>, Failure>>> {
+        loop {
+            let mut bytes = Vec::new();
+            let mut n = (&mut self.reader).take(MAX_LINE).read_until(b'\n', &mut bytes)? as u64;
+            self.line += 1;
+            let mut too_long = false;
+            if n == MAX_LINE && !bytes.ends_with(b"\n") {
+                too_long = true;
+                bytes = Vec::new();
+                n += skip_line(&mut self.reader)?;
+            }
+            self.position.fetch_add(n, Ordering::Relaxed);
+            if n == 0 {
+                return Ok(None);
+            }
+            if too_long {
+                let message = format!(
+                    "{}:{}: expected at most {MAX_LINE} bytes in a line, found more",
+                    self.path.display(),
+                    self.line
+                );
+                return Ok(Some(Err(Failure::permanent(message))));
+            }
+            if !bytes.trim_ascii().is_empty() {
+                return Ok(Some(Ok(bytes)));
+            }
+        }
+    }
+}
+
+/// Reads past the end of the line.
+fn skip_line(reader: &mut impl BufRead) -> std::io::Result<u64> {
+    let mut skipped = 0;
+    loop {
+        let buffer = reader.fill_buf()?;
+        let (n, done) = match buffer.iter().position(|&b| b == b'\n') {
+            Some(at) => (at + 1, true),
+            None => (buffer.len(), buffer.is_empty()),
+        };
+        reader.consume(n);
+        skipped += n as u64;
+        if done {
+            return Ok(skipped);
+        }
+    }
+}
+
+impl<R: BufRead> Iterator for JsonLines<R> {
+    type Item = Result<Item>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let line = match self.next_line() {
+            Ok(Some(line)) => line,
+            Ok(None) => {
+                self.ended = true;
+                return None;
+            }
+            Err(e) => {
+                self.ended = true;
+                return Some(Err(Error::io(&self.path, "read")(e)));
+            }
+        };
+        let index = self.index;
+        self.index += 1;
+        let at = || format!("{}:{}", self.path.display(), self.line);
+        let bad = |id, failure| Item { index, id, picture: Picture::Bad(failure), exprs: Vec::new() };
+        let parsed = line.and_then(|line| parse(&line, &at)).map(|line| match self.numbered {
+            true => line,
+            false => Line { index: None, name: None, ..line },
+        });
+        Some(Ok(match parsed {
+            Ok(line) => match line.item(index, &self.folder, &at) {
+                Ok(item) => item,
+                Err((id, failure)) => bad(id, failure),
+            },
+            Err(failure) => bad(Value::Null, failure),
+        }))
+    }
+}
+
+#[derive(Deserialize)]
+struct Line {
+    #[serde(default)]
+    id: Value,
+    /// For workers: the item's place, and what its records call the picture.
+    index: Option<u64>,
+    name: Option<String>,
+    image: Option<String>,
+    image_b64: Option<String>,
+    exprs: Option<Vec<String>>,
+    expr: Option<String>,
+}
+
+fn parse(line: &[u8], at: &impl Fn() -> String) -> std::result::Result<Line, Failure> {
+    serde_json::from_slice(line).map_err(|e| {
+        let expected = "a JSON object with `image` or `image_b64`, and `exprs` or `expr`";
+        Failure::permanent(format!("{}: expected {expected}, found {e}", at()))
+    })
+}
+
+impl Line {
+    fn item(
+        self,
+        index: u64,
+        folder: &Path,
+        at: &impl Fn() -> String,
+    ) -> std::result::Result<Item, (Value, Failure)> {
+        let bad = |expected: &str, found: &str| {
+            Failure::permanent(format!("{}: expected {expected}, found {found}", at()))
+        };
+        let (id, index) = (self.id, self.index.unwrap_or(index));
+        let exprs = match (self.exprs, self.expr) {
+            (Some(exprs), None) if !exprs.is_empty() => exprs,
+            (None, Some(expr)) => vec![expr],
+            (Some(_), Some(_)) => return Err((id, bad("one of `exprs` and `expr`", "both"))),
+            _ => return Err((id, bad("at least one expression in `exprs` or `expr`", "none"))),
+        };
+        let picture = match (self.image, self.image_b64) {
+            (Some(image), None) => {
+                Picture::Path { path: folder.join(&image), name: self.name.unwrap_or(image) }
+            }
+            (None, Some(text)) => match BASE64.decode(text) {
+                Ok(bytes) => {
+                    let name = self.name.unwrap_or_else(|| format!("image_b64 of item {index}"));
+                    Picture::Bytes { name, bytes }
+                }
+                Err(e) => return Err((id, bad("a picture file in base64 in `image_b64`", &e.to_string()))),
+            },
+            (Some(_), Some(_)) => return Err((id, bad("one of `image` and `image_b64`", "both"))),
+            (None, None) => return Err((id, bad("`image` or `image_b64`", "neither"))),
+        };
+        Ok(Item { index, id, picture, exprs })
+    }
+}

@@ -1,0 +1,502 @@
+//! The stages between a source and its results.
+//!
+//! ```text
+//! read ─► decode, resize, tokenize ─► device ─► RLE, PNG, overlays ─► write
+//!  1 thread      n threads         the caller's      n threads       1 thread
+//! ```
+//! Every stage has threads of its own and hands its work to the next through a queue. What is in flight together has a budget of items and bytes,
+//! which the reader takes from and the writer gives back to: memory does not grow with the source.
+
+use super::budget::{Budget, Hold};
+use super::disk::Disk;
+use super::item::{Ask, Failure, Found, Item, Outcome, Picture, Record};
+use super::journal::{MASKS, OVERLAYS, Status};
+use super::stats::Stats;
+use crate::engine::{MAX_IMAGES, Prepared, Preprocessor};
+use crate::image::{self, Limits, Rgb};
+use crate::{Answer, Engine, Error, Prompting, Result};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Items in flight of one device: those of the run, of the next, and those on their way to and from it.
+pub(super) const WINDOW: usize = 5 * MAX_IMAGES;
+/// Bytes of masks between device and encoding.
+const ANSWER_BYTES: u64 = 256 << 20;
+/// Masks of one item that are in memory together, for the estimate of what an item needs.
+const MASKS_AT_ONCE: u64 = 16;
+
+/// What is done with each item.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How the expressions are asked.
+    pub prompting: Prompting,
+    /// How each item's are, by its place, where it is not as `prompting` says; none if all are.
+    pub asks: Arc<[Ask]>,
+    /// Keep the decoder's mask of an expression that the model rejects.
+    pub keep_rejected: bool,
+    /// Turn pictures as their EXIF orientation says.
+    pub exif: bool,
+    /// What a picture may cost.
+    pub limits: Limits,
+    /// Folder of the results: masks and overlays are written below it.
+    pub out: PathBuf,
+    /// Write each mask as a PNG file.
+    pub masks: bool,
+    /// Write each picture with its masks drawn in.
+    pub overlays: bool,
+    /// Bytes of what is in flight together: files, pictures, masks.
+    pub bytes: u64,
+    /// Threads that decode, and threads that encode.
+    pub threads: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            prompting: Prompting::default(),
+            asks: Arc::from([]),
+            keep_rejected: false,
+            exif: false,
+            limits: Limits::default(),
+            out: PathBuf::new(),
+            masks: false,
+            overlays: false,
+            bytes: 2 << 30,
+            threads: std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(4)).min(8),
+        }
+    }
+}
+
+impl Settings {
+    /// An item's mask file, relative to [`out`](Self::out): a folder for each thousand items.
+    pub(super) fn mask_file(index: u64, expression: usize) -> String {
+        format!("{MASKS}/{:05}/{index:08}_{expression}.png", index / 1000)
+    }
+
+    /// An item's overlay, relative to [`out`](Self::out).
+    pub(super) fn overlay_file(index: u64) -> String {
+        format!("{OVERLAYS}/{:05}/{index:08}.png", index / 1000)
+    }
+}
+
+/// An item that is done with.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its place in the source.
+    pub index: u64,
+    /// How.
+    pub status: Status,
+    /// Its records, a line of JSON each.
+    pub records: Vec<u8>,
+    /// Expressions that it was asked with.
+    pub expressions: u64,
+}
+
+/// How a source ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It was read to its end and had so many items, those that were not wanted included.
+    Complete(u64),
+    /// The run was asked to stop before.
+    Stopped,
+}
+
+/// What the threads of a run share.
+pub(super) struct Shared<'a> {
+    pub settings: &'a Settings,
+    pub disk: &'a Disk,
+    pub stats: &'a Stats,
+    /// Read no more items.
+    pub stop: &'a AtomicBool,
+    /// Something failed that concerns the run: what is in flight is dropped.
+    pub abort: AtomicBool,
+    failure: Mutex<Option<Error>>,
+}
+
+impl<'a> Shared<'a> {
+    pub fn new(settings: &'a Settings, disk: &'a Disk, stats: &'a Stats, stop: &'a AtomicBool) -> Self {
+        Self { settings, disk, stats, stop, abort: AtomicBool::new(false), failure: Mutex::new(None) }
+    }
+
+    /// Ends the run; the first error is the one that is told.
+    pub fn fail(&self, e: Error) {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
+        self.abort.store(true, Relaxed);
+    }
+
+    /// The run's error, if it has one.
+    pub fn result<T>(self, ok: T) -> Result<T> {
+        match self.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(e) => Err(e),
+            None => Ok(ok),
+        }
+    }
+}
+
+/// An item on its way.
+pub(super) struct Job {
+    /// Its place among the items of this run.
+    pub seq: u64,
+    pub item: Item,
+    /// The source picture, if it is drawn on later.
+    picture: OnceLock<Rgb>,
+    /// One an expression, and how many are missing.
+    outcomes: Mutex<(Vec<Option<Outcome>>, usize)>,
+    _hold: Hold,
+}
+
+impl Job {
+    /// The item has no picture: all its records say why.
+    pub fn failed(&self, failure: &Failure) -> Ended {
+        let n = self.item.exprs.len();
+        self.ended((0..n.max(1)).map(|_| Outcome::Failed { error: failure.clone() }).collect())
+    }
+
+    fn ended(&self, outcomes: Vec<Outcome>) -> Ended {
+        let Item { index, id, picture, exprs } = &self.item;
+        let mut ended = Ended {
+            index: *index,
+            status: Status::Done,
+            records: Vec::new(),
+            expressions: exprs.len() as u64,
+        };
+        for (k, outcome) in outcomes.into_iter().enumerate() {
+            if let Outcome::Failed { error } = &outcome {
+                ended.status = ended.status.and(Status::Failed(error.kind));
+            }
+            let (image, expr) = (picture.name().to_string(), exprs.get(k).cloned());
+            let record = Record { index: *index, id: id.clone(), image, expr, outcome };
+            serde_json::to_writer(&mut ended.records, &record)
+                .expect("a record is JSON, and memory takes it");
+            ended.records.push(b'\n');
+        }
+        ended
+    }
+}
+
+/// Reads the source: each item that is `wanted`, with `load`'s bytes of its picture, to `send`, when the budget has room.
+pub(super) fn read(
+    shared: &Shared,
+    source: impl Iterator<Item = Result<Item>>,
+    wanted: &(dyn Fn(u64) -> bool + Sync),
+    budget: &Arc<Budget>,
+    load: impl Fn(&mut Item) -> (Result<Vec<u8>, Failure>, u64),
+    send: &Sender<(Arc<Job>, Result<Vec<u8>, Failure>)>,
+) -> End {
+    let stage = &shared.stats.stages[0];
+    stage.set_threads(1);
+    let (mut items, mut seq) = (0, 0);
+    let mut source = source.into_iter();
+    loop {
+        if shared.stop.load(Relaxed) || shared.abort.load(Relaxed) {
+            return End::Stopped;
+        }
+        let item = match stage.time(|| source.next()) {
+            None => return End::Complete(items),
+            Some(Ok(item)) => item,
+            Some(Err(e)) => {
+                shared.fail(e);
+                return End::Stopped;
+            }
+        };
+        items += 1;
+        if !wanted(item.index) {
+            continue;
+        }
+        let mut item = item;
+        let (bytes, need) = stage.time(|| load(&mut item));
+        let Some(hold) = budget.acquire(need, &shared.abort) else { return End::Stopped };
+        let n = item.exprs.len();
+        let outcomes = Mutex::new(((0..n).map(|_| None).collect(), n));
+        let job = Job { seq, item, picture: OnceLock::new(), outcomes, _hold: hold };
+        seq += 1;
+        if send.send((Arc::new(job), bytes)).is_err() {
+            return End::Stopped;
+        }
+    }
+}
+
+/// Hands ended items on in their order, or as they come; returns when no more come.
+pub(super) fn write(
+    shared: &Shared,
+    ordered: bool,
+    ended: &Receiver<(Arc<Job>, Ended)>,
+    sink: &mut (dyn FnMut(Ended) -> Result<()> + Send),
+) {
+    let (stage, stats) = (&shared.stats.stages[4], shared.stats);
+    stage.set_threads(1);
+    let (mut waiting, mut next) = (BTreeMap::new(), 0);
+    for (job, ended) in ended {
+        if shared.abort.load(Relaxed) {
+            waiting.clear();
+            continue;
+        }
+        let place = if ordered { job.seq } else { next };
+        waiting.insert(place, (job, ended));
+        while let Some((job, ended)) = waiting.remove(&next) {
+            next += 1;
+            let (failed, expressions) = (ended.status != Status::Done, ended.expressions);
+            if let Err(e) = stage.time(|| sink(ended)) {
+                shared.fail(e);
+                break;
+            }
+            drop(job);
+            stats.items.fetch_add(1, Relaxed);
+            stats.failed.fetch_add(u64::from(failed), Relaxed);
+            stats.expressions.fetch_add(expressions, Relaxed);
+        }
+    }
+}
+
+/// Runs the wanted items of a source through an engine; `sink` is called with each that ended, in order if `ordered`.
+///
+/// A failure that concerns one item is in its records. Setting `stop` ends the run when what is in flight has ended.
+///
+/// # Errors
+/// Those of the source, of `sink`, and of a device that cannot go on: then what was in flight has not ended.
+#[allow(clippy::too_many_arguments)]
+pub fn run_engine(
+    engine: &mut Engine,
+    source: impl Iterator<Item = Result<Item>> + Send,
+    wanted: &(dyn Fn(u64) -> bool + Sync),
+    ordered: bool,
+    settings: &Settings,
+    (disk, stats, stop): (&Disk, &Stats, &AtomicBool),
+    sink: &mut (dyn FnMut(Ended) -> Result<()> + Send),
+) -> Result<End> {
+    let shared = Shared::new(settings, disk, stats, stop);
+    let (budget, answers) = (Budget::new(WINDOW, settings.bytes), Budget::new(usize::MAX, ANSWER_BYTES));
+    let preprocessor = engine.preprocessor();
+    stats.begin();
+    let end = std::thread::scope(|scope| {
+        let (loaded, to_decode) = bounded(settings.threads);
+        let (prepared, to_run) = bounded(2 * MAX_IMAGES);
+        let (answered, to_encode) = unbounded(); // bounded by the budget `answers`
+        let (ended, to_write) = unbounded(); // bounded by `budget`
+        let shared = &shared;
+        let reader = scope.spawn(move || {
+            // Its two senders are gone when it ends, and the stages behind it end one after another.
+            read(shared, source, wanted, &budget, |item| load(item, &shared.settings.limits), &loaded)
+        });
+        for (stage, n) in [(1, settings.threads), (3, settings.threads)] {
+            stats.stages[stage].set_threads(n);
+        }
+        for _ in 0..settings.threads {
+            let (from, to, done) = (to_decode.clone(), prepared.clone(), ended.clone());
+            let preprocessor = preprocessor.clone();
+            scope.spawn(move || alone(|| decode(shared, &preprocessor, &from, &to, &done)));
+            let (from, done) = (to_encode.clone(), ended.clone());
+            scope.spawn(move || alone(|| encode(shared, &from, &done)));
+        }
+        let writer = scope.spawn(move || write(shared, ordered, &to_write, sink));
+        drop((to_decode, prepared, to_encode, ended));
+        stats.stages[2].set_threads(1);
+        device(shared, engine, &to_run, &answered, &answers);
+        drop((to_run, answered));
+        let end = reader.join().expect("the reader returns its errors");
+        writer.join().expect("the writer returns its errors");
+        end
+    });
+    shared.result(end)
+}
+
+/// Runs a host stage so that what it computes in parallel stays on its thread and leaves the other threads to the device.
+fn alone(stage: impl FnOnce()) {
+    // The pool is this thread; where it cannot be made, the stage shares the device's.
+    let _pool = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build();
+    stage();
+}
+
+/// The bytes of an item's picture, and an estimate of what it needs in flight.
+fn load(item: &mut Item, limits: &Limits) -> (Result<Vec<u8>, Failure>, u64) {
+    let bytes = match &mut item.picture {
+        Picture::Bytes { bytes, .. } => Ok(std::mem::take(bytes)),
+        Picture::Path { path, .. } => image::read_bytes(path, limits).map_err(|e| Failure::from(&e)),
+        Picture::Bad(failure) => Err(failure.clone()),
+    };
+    let need = bytes.as_ref().map_or(0, |bytes| {
+        let pixels = imagesize::blob_size(bytes).map_or(0, |s| s.width as u64 * s.height as u64);
+        let masks = (item.exprs.len() as u64).min(MASKS_AT_ONCE);
+        bytes.len() as u64 + pixels.min(limits.max_pixels) * (3 + masks)
+    });
+    (bytes, need)
+}
+
+/// The stage that makes pictures ready for the device.
+fn decode(
+    shared: &Shared,
+    preprocessor: &Preprocessor,
+    from: &Receiver<(Arc<Job>, Result<Vec<u8>, Failure>)>,
+    to: &Sender<(Arc<Job>, Prepared)>,
+    done: &Sender<(Arc<Job>, Ended)>,
+) {
+    let settings = shared.settings;
+    let prepare = |job: &Job, bytes: Result<Vec<u8>, Failure>| {
+        let (item, bytes) = (&job.item, bytes?);
+        let work = || {
+            let picture = image::decode(&bytes, item.picture.name(), &settings.limits, settings.exif)?;
+            let exprs: Vec<&str> = item.exprs.iter().map(String::as_str).collect();
+            let ask = usize::try_from(item.index).ok().and_then(|i| settings.asks.get(i));
+            let prepared = match ask {
+                Some(Ask::Published(rejected)) => {
+                    preprocessor.prepare_published(&picture, &exprs, rejected)?
+                }
+                Some(Ask::As(prompting)) => preprocessor.prepare_parts(&picture, &exprs, *prompting)?,
+                None => preprocessor.prepare_parts(&picture, &exprs, settings.prompting)?,
+            };
+            if settings.overlays {
+                let _ = job.picture.set(picture); // set once
+            }
+            Ok(prepared)
+        };
+        // A decoder's bug must not take the other items with it.
+        match catch_unwind(AssertUnwindSafe(work)) {
+            Ok(prepared) => prepared.map_err(|e: Error| Failure::from(&e)),
+            Err(_) => {
+                let name = item.picture.name();
+                Err(Failure::permanent(format!(
+                    "{name}: expected a picture, found one that the decoder fails on"
+                )))
+            }
+        }
+    };
+    for (job, bytes) in from {
+        match shared.stats.stages[1].time(|| prepare(&job, bytes)) {
+            // No expression: nothing to ask, nothing to say.
+            Ok(_) if job.item.exprs.is_empty() => _ = done.send((Arc::clone(&job), job.ended(Vec::new()))),
+            Ok(prepared) => _ = to.send((job, prepared)),
+            Err(failure) => _ = done.send((Arc::clone(&job), job.failed(&failure))),
+        }
+    }
+}
+
+/// An answer on its way to be encoded.
+struct Piece {
+    job: Arc<Job>,
+    expression: usize,
+    answer: Result<Answer, Failure>,
+    _hold: Option<Hold>,
+}
+
+/// The stage that runs what is ready, up to a run's fill, together.
+fn device(
+    shared: &Shared,
+    engine: &mut Engine,
+    from: &Receiver<(Arc<Job>, Prepared)>,
+    to: &Sender<Piece>,
+    answers: &Arc<Budget>,
+) {
+    while let Ok(first) = from.recv() {
+        if shared.abort.load(Relaxed) {
+            return;
+        }
+        let mut batch: Vec<_> = [first].into_iter().chain(from.try_iter().take(MAX_IMAGES - 1)).collect();
+        batch.sort_by_key(|(job, _)| job.seq);
+        let (jobs, mut pictures): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        let mut given: Vec<Vec<bool>> = pictures.iter().map(|p| vec![false; p.expressions()]).collect();
+        let (start, mut waited) = (Instant::now(), Duration::ZERO);
+        let mut hand_on = |picture: usize, expression: usize, answer: Result<Answer>| {
+            given[picture][expression] = true;
+            let wait = Instant::now();
+            let bytes = answer.as_ref().map_or(0, |a| a.mask.data.len() as u64);
+            let answer = answer.map_err(|e| Failure::from(&e));
+            let hold = answers.acquire(bytes, &shared.abort);
+            let _ = to.send(Piece { job: Arc::clone(&jobs[picture]), expression, answer, _hold: hold });
+            waited += wait.elapsed();
+        };
+        let ran = engine.segment_each(&mut pictures, false, &mut hand_on);
+        shared.stats.stages[2].add(start.elapsed().saturating_sub(waited));
+        match ran {
+            Ok(()) => {}
+            // Memory was too short for one picture: another one may fit.
+            Err(e @ Error::OutOfMemory { .. }) => {
+                let failure = Failure::from(&e);
+                for (job, given) in jobs.iter().zip(given) {
+                    for (expression, _) in given.into_iter().enumerate().filter(|(_, given)| !given) {
+                        let (job, answer) = (Arc::clone(job), Err(failure.clone()));
+                        let _ = to.send(Piece { job, expression, answer, _hold: None });
+                    }
+                }
+            }
+            // The device cannot go on: so would say every later item.
+            Err(e) => return shared.fail(e),
+        }
+    }
+}
+
+/// The stage that makes records and files of answers.
+fn encode(shared: &Shared, from: &Receiver<Piece>, done: &Sender<(Arc<Job>, Ended)>) {
+    for piece in from {
+        if shared.abort.load(Relaxed) {
+            continue;
+        }
+        let ended = shared.stats.stages[3].time(|| {
+            let Piece { job, expression, answer, _hold } = piece;
+            let outcome = answer
+                .and_then(|a| mask(shared, job.item.index, expression, &a).map_err(|e| Failure::from(&e)));
+            let outcome = match outcome {
+                Ok(found) => Outcome::Mask(found),
+                Err(error) => Outcome::Failed { error },
+            };
+            let mut outcomes = job.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+            outcomes.0[expression] = Some(outcome);
+            outcomes.1 -= 1;
+            if outcomes.1 > 0 {
+                return None;
+            }
+            let mut all: Vec<Outcome> = std::mem::take(&mut outcomes.0).into_iter().flatten().collect();
+            drop(outcomes);
+            if let Some(picture) = job.picture.get()
+                && let Err(e) = overlay(shared, &job.item, picture, &all)
+            {
+                // The masks are there, but not all that was asked for.
+                let failure = Failure::from(&e);
+                all.iter_mut().for_each(|o| *o = Outcome::Failed { error: failure.clone() });
+            }
+            let ended = job.ended(all);
+            Some((job, ended))
+        });
+        if let Some(ended) = ended {
+            let _ = done.send(ended);
+        }
+    }
+}
+
+/// One mask as it is written, and its file.
+fn mask(shared: &Shared, index: u64, expression: usize, answer: &Answer) -> Result<Found> {
+    let mut found = Found::new(answer, shared.settings.keep_rejected)?;
+    if shared.settings.masks {
+        let name = Settings::mask_file(index, expression);
+        let path = shared.settings.out.join(&name);
+        let emptied = found.area == 0 && answer.mask.area() > 0;
+        let png = if emptied { found.segmentation.rle()?.decode()?.to_png() } else { answer.mask.to_png() };
+        shared.disk.make_dir(path.parent().unwrap_or(&path))?;
+        shared.disk.write_file(&path, &png)?;
+        found.mask = Some(name);
+    }
+    Ok(found)
+}
+
+/// The picture with all its masks drawn in.
+fn overlay(shared: &Shared, item: &Item, picture: &Rgb, outcomes: &[Outcome]) -> Result<()> {
+    let mut masks = Vec::new();
+    for (expr, outcome) in item.exprs.iter().zip(outcomes) {
+        if let Outcome::Mask(found) = outcome
+            && found.area > 0
+        {
+            masks.push((expr, found.score, found.segmentation.rle()?.decode()?));
+        }
+    }
+    let drawn: Vec<image::Item> = masks
+        .iter()
+        .map(|(expr, score, mask)| image::Item { mask, label: expr, score: Some(*score), bbox: mask.bbox() })
+        .collect();
+    let path = shared.settings.out.join(Settings::overlay_file(item.index));
+    shared.disk.make_dir(path.parent().unwrap_or(&path))?;
+    shared.disk.write_file(&path, &image::overlay(picture, &drawn).to_png())
+}

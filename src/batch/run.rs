@@ -1,0 +1,109 @@
+//! A whole run: a source, a folder of results, and what computes between them.
+
+use super::journal::{Counts, Output, Run};
+use super::manifest::Input;
+use super::pipeline::{End, Ended, run_engine};
+use super::workers::{Worker, run_workers};
+use super::{Disk, Settings, Stats};
+use crate::{Engine, Error, Result};
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+
+/// What is asked for.
+pub struct Batch<'a> {
+    /// The checkpoint, as it is named.
+    pub model: &'a str,
+    /// Everything else that changes results: it is compared as text when a run is continued.
+    pub options: String,
+    /// This shard and how many there are: the items whose place leaves this rest.
+    pub shard: [u64; 2],
+    /// Records as they are ready, not in the source's order.
+    pub unordered: bool,
+    /// Forget what is there.
+    pub restart: bool,
+    /// What is done with each item, and where results go.
+    pub settings: Settings,
+}
+
+/// What computes.
+pub enum Compute {
+    /// In this process.
+    Engine(Box<Engine>),
+    /// In a process for each device.
+    Workers(Vec<Worker>),
+}
+
+/// How a run ended that did not fail.
+#[derive(Clone, Copy, Debug)]
+pub struct RunEnd {
+    /// Whether every item is recorded; if not, the run was asked to stop.
+    pub complete: bool,
+    /// Items recorded, by earlier runs too.
+    pub counts: Counts,
+    /// Those of them that were there before.
+    pub before: u64,
+}
+
+/// Runs what a folder of results lacks. `compute` is called if there is anything to do.
+///
+/// Whatever happens on the way, running the same again continues, and the results are then the bytes that one run from beginning to end
+/// would have written (for `unordered`: the same lines).
+///
+/// # Errors
+/// [`Error::Usage`] if the folder holds another run's results; those that end a run, see [`run_engine`].
+pub fn run_batch(
+    batch: &Batch,
+    input: Input,
+    compute: impl FnOnce() -> Result<Compute>,
+    (disk, stats, stop): (&Disk, &Stats, &AtomicBool),
+) -> Result<RunEnd> {
+    let [shard, shards] = batch.shard;
+    if shard >= shards {
+        let found = format!("{shard} of {shards}");
+        return Err(Error::usage("shard", "a number below the number of shards", found));
+    }
+    let this = Run {
+        source: input.fingerprint,
+        model: batch.model.into(),
+        options: batch.options.clone(),
+        unordered: batch.unordered,
+        shard: batch.shard,
+    };
+    let output = Output::open(disk, &batch.settings.out, this, batch.restart)?;
+    let before = output.counts().done + output.counts().permanent;
+    if output.complete() {
+        return Ok(RunEnd { complete: true, counts: output.counts(), before });
+    }
+    let recorded = output.snapshot();
+    let wanted = |index: u64| recorded.lacks(index);
+    let output = Mutex::new(output);
+    let lock = || output.lock().expect("appending returns its errors");
+    let mut sink = |ended: Ended| lock().append(ended.index, ended.status, &ended.records);
+    let shared = (disk, stats, stop);
+    let ran = match compute()? {
+        Compute::Engine(mut engine) => run_engine(
+            &mut engine,
+            input.items,
+            &wanted,
+            !batch.unordered,
+            &batch.settings,
+            shared,
+            &mut sink,
+        ),
+        Compute::Workers(workers) => {
+            run_workers(&workers, input.items, &wanted, !batch.unordered, &batch.settings, shared, &mut sink)
+        }
+    };
+    let mut output = output.into_inner().expect("appending returns its errors");
+    let complete = match ran? {
+        End::Complete(items) => {
+            output.finish(items)?;
+            true
+        }
+        End::Stopped => {
+            output.sync()?;
+            false
+        }
+    };
+    Ok(RunEnd { complete, counts: output.counts(), before })
+}

@@ -1,0 +1,186 @@
+//! `mllmseg locate`: where in a picture an expression's object is, as a box or a point.
+
+use super::chat::Generate;
+use super::{Compute, make_dir, report};
+use mllmseg::chat::coordinates::{Pixels, Place, places};
+use mllmseg::chat::{Chat, Item};
+use mllmseg::checkpoint::Checkpoint;
+use mllmseg::image::{self, Limits, Mask, Rgb, overlay, read, write_file};
+use mllmseg::{Engine, Error, Prompting, Result};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Find boxes and points by expression
+///
+/// By the answer's text: the model is asked for coordinates and writes [[x1, y1, x2, y2]] or [[x, y]] in thousandths of the picture. By
+/// the mask, with a checkpoint that has a mask decoder: the box around it. Prints each expression's places in pixels and draws them over the
+/// picture. An answer that is no list of places is an error that shows it.
+///
+/// Example: mllmseg locate --model DIR --image cats.jpg --expr "the left cat"
+#[derive(clap::Args)]
+pub struct Args {
+    /// Checkpoint: a folder, or ORG/NAME in the Hugging Face cache
+    #[arg(long, value_name = "DIR|HF_REPO")]
+    model: String,
+    /// Picture (JPEG, PNG, WebP, BMP, TIFF, GIF)
+    #[arg(long, value_name = "FILE")]
+    image: PathBuf,
+    /// Expressions; once for each
+    #[arg(long, value_name = "TEXT", required = true, allow_hyphen_values = true)]
+    expr: Vec<String>,
+    /// How [default: by the mask where the checkpoint has a mask decoder, else by the text]
+    #[arg(long, value_enum)]
+    by: Option<By>,
+    /// The question of the text route; {} stands for the expression
+    #[arg(long, value_name = "TEXT", default_value = QUESTION)]
+    question: String,
+    /// Most tiles that the text route cuts the picture into, the thumbnail not counted [default: the checkpoint's max_dynamic_patch]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=12))]
+    max_tiles: Option<u16>,
+    /// Folder for overlays
+    #[arg(long, value_name = "DIR", default_value = "out")]
+    out: PathBuf,
+    /// A line of JSON on stdout for each expression
+    #[arg(long)]
+    json: bool,
+    /// Turn the picture as its EXIF orientation says (the published code does not)
+    #[arg(long)]
+    exif: bool,
+    #[command(flatten)]
+    generate: Generate,
+    #[command(flatten)]
+    compute: Compute,
+}
+
+/// What InternVL2.5 was trained with.
+const QUESTION: &str =
+    "Please provide the bounding box coordinate of the region this sentence describes: <ref>{}</ref>";
+
+/// Where the places come from.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum By {
+    /// The coordinates that the model writes
+    Text,
+    /// The box around the mask
+    Mask,
+}
+
+/// The places of one expression; `answer` is the model's text, if it wrote one.
+struct Found {
+    places: Result<Vec<Place>>,
+    answer: Option<String>,
+}
+
+pub fn run(args: Args) -> Result<ExitCode> {
+    let picture = read(&args.image, &Limits::default(), args.exif)?;
+    let by = match args.by {
+        Some(by) => by,
+        None if Checkpoint::open(&args.model)?.has_mask_decoder() => By::Mask,
+        None => By::Text,
+    };
+    let found = match by {
+        By::Text => by_text(&args, args.compute.on.chat(&args.model, args.generate.cache_tokens)?, &picture)?,
+        By::Mask => by_mask(&args, args.compute.open(&args.model)?, &picture)?,
+    };
+    make_dir(&args.out)?;
+    let mut code = ExitCode::SUCCESS;
+    for (k, (expr, found)) in args.expr.iter().zip(&found).enumerate() {
+        if let Err(e) = tell(&args, &picture, k, expr, found, by) {
+            report(&e);
+            code = ExitCode::FAILURE;
+        }
+    }
+    Ok(code)
+}
+
+fn by_text(args: &Args, mut chat: Chat, picture: &Rgb) -> Result<Vec<Found>> {
+    let max = args.max_tiles.map_or(chat.max_tiles(), usize::from);
+    let seen = chat.picture(picture, max)?;
+    let item = |expr: &String| Item {
+        question: args.question.replace("{}", expr),
+        pictures: vec![seen.clone()],
+        system: None,
+        generation: args.generate.generation(),
+    };
+    let replies = chat.answer(args.expr.iter().map(item).collect());
+    Ok(replies
+        .into_iter()
+        .map(|reply| match reply {
+            Ok(reply) => Found { places: places(&reply.text), answer: Some(reply.text) },
+            Err(e) => Found { places: Err(e), answer: None },
+        })
+        .collect())
+}
+
+fn by_mask(args: &Args, mut engine: Engine, picture: &Rgb) -> Result<Vec<Found>> {
+    let expressions: Vec<&str> = args.expr.iter().map(String::as_str).collect();
+    let answers = engine.segment(picture, &expressions, Prompting::Single, false)?.answers;
+    let (w, h) = (picture.width, picture.height);
+    let found = |answer: Result<mllmseg::Answer>| {
+        let places = answer.map(|a| {
+            let found = if a.no_target { None } else { a.mask.bbox() };
+            found.map(|b| Place::of_box(b, w, h)).into_iter().collect()
+        });
+        Found { places, answer: None }
+    };
+    Ok(answers.into_iter().map(found).collect())
+}
+
+/// Prints one expression's places and draws them.
+fn tell(args: &Args, picture: &Rgb, k: usize, expr: &str, found: &Found, by: By) -> Result<()> {
+    let (w, h) = (picture.width, picture.height);
+    let by = if by == By::Text { "text" } else { "mask" };
+    let mut line = json!({"image": args.image, "expr": expr, "by": by, "answer": found.answer});
+    let places = match &found.places {
+        Ok(places) => places,
+        Err(e) => {
+            line["error"] = e.to_string().into();
+            if args.json {
+                println!("{line}");
+            }
+            return Err(Error::Text {
+                what: format!("expression {expr:?}"),
+                expected: "places".into(),
+                found: e.to_string(),
+            });
+        }
+    };
+    let pixels: Vec<Pixels> = places.iter().map(|p| p.pixels(w, h)).collect();
+    let stem = args.image.file_stem().map_or_else(|| "image".into(), |s| s.to_string_lossy().into_owned());
+    let file = args.out.join(format!("{stem}_{k}_located.png"));
+    let none = Mask::new(w, h, vec![0; w * h])?;
+    let item = |p: &Pixels| image::Item { mask: &none, label: expr, score: None, bbox: Some(p.frame(w, h)) };
+    let missing = format!("{expr} (not found)");
+    let mut items: Vec<image::Item> = pixels.iter().map(item).collect();
+    if items.is_empty() {
+        items.push(image::Item { mask: &none, label: &missing, score: None, bbox: None });
+    }
+    write_file(&file, &overlay(picture, &items).to_png())?;
+    let list = |wanted: fn(&Pixels) -> Option<&[f64]>| -> Vec<Value> {
+        let rounded = |v: &[f64]| v.iter().map(|v| (v * 100.0).round() / 100.0).collect::<Vec<_>>();
+        pixels.iter().filter_map(wanted).map(|v| rounded(v).into()).collect()
+    };
+    let boxes = list(|p| if let Pixels::Box(b) = p { Some(b) } else { None });
+    let points = list(|p| if let Pixels::Point(p) = p { Some(p) } else { None });
+    if args.json {
+        line["size"] = json!([h, w]);
+        line["boxes"] = boxes.into();
+        line["points"] = points.into();
+        line["overlay"] = json!(file);
+        println!("{line}");
+    } else {
+        let shown =
+            |kind: &str, v: Vec<Value>| v.into_iter().map(|v| format!("{kind} {v}")).collect::<Vec<_>>();
+        let mut all = [shown("box", boxes), shown("point", points)].concat();
+        if all.is_empty() {
+            all.push("not found".into());
+        }
+        println!("{}: {expr:?}: {} -> {}", path(&args.image), all.join(", "), path(&file));
+    }
+    Ok(())
+}
+
+fn path(path: &Path) -> std::path::Display<'_> {
+    path.display()
+}

@@ -1,0 +1,66 @@
+//! `mllmseg worker`: items in on stdin, records out on stdout; what `batch` and tools/python start.
+
+use super::{Compute, Each};
+use mllmseg::batch::manifest::JsonLines;
+use mllmseg::batch::workers::{Done, Ready};
+use mllmseg::batch::{Disk, Ended, Stats, run_engine};
+use mllmseg::{Error, Result};
+use std::io::{BufReader, Write, stdin, stdout};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// Take items on stdin and give their records on stdout, for another program
+///
+/// Lines in are those of `batch`'s manifest; they may also say their place, `index` (else their number), and what records call the
+/// picture, `name`. Out comes {"ready": DEVICE}; then for each item, as it ends, its records, one line an expression, as in
+/// results.jsonl, and {"done": INDEX, "status": "done" | "permanent" | "transient", "device_s": S}. Some tens of items may be
+/// in flight; more wait in the pipe. It ends with its input.
+///
+/// Example: echo '{"image": "cats.jpg", "expr": "the left cat"}' | mllmseg worker --stdio --model DIR
+#[derive(clap::Args)]
+pub struct Args {
+    /// Checkpoint: a folder, or ORG/NAME in the Hugging Face cache
+    #[arg(long, value_name = "DIR|HF_REPO")]
+    model: String,
+    /// Speak through stdin and stdout (there is no other way yet)
+    #[arg(long, required = true)]
+    stdio: bool,
+    /// Folder for masks and overlays
+    #[arg(long, value_name = "DIR", default_value = "out")]
+    out: PathBuf,
+    #[command(flatten)]
+    each: Each,
+    #[command(flatten)]
+    compute: Compute,
+}
+
+pub fn run(args: Args) -> Result<ExitCode> {
+    // Ctrl-C in a terminal goes to every process; the one that reads our results ends us by closing stdin.
+    let _ = ctrlc::set_handler(|| ());
+    let mut engine = args.compute.open(&args.model)?;
+    let settings = args.each.settings(args.out.clone());
+    say(&line(&Ready { ready: args.compute.on.device.to_string() }))?;
+    let (disk, stats, stop) = (Disk::default(), Stats::default(), AtomicBool::new(false));
+    let source = JsonLines::new(BufReader::new(stdin()), Path::new("stdin"), PathBuf::new(), Arc::default())
+        .numbered();
+    let mut sink = |mut ended: Ended| {
+        let done = Done::new(&ended, stats.device_s());
+        ended.records.extend(line(&done));
+        say(&ended.records)
+    };
+    run_engine(&mut engine, source, &|_| true, false, &settings, (&disk, &stats, &stop), &mut sink)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn line(value: &impl serde::Serialize) -> Vec<u8> {
+    let mut line = serde_json::to_vec(value).expect("plain structs are JSON");
+    line.push(b'\n');
+    line
+}
+
+fn say(bytes: &[u8]) -> Result<()> {
+    let mut stdout = stdout().lock();
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(Error::io(Path::new("stdout"), "write"))
+}

@@ -1,0 +1,113 @@
+//! Pictures to rows of patches: resized as Pillow's BICUBIC does, normalised; see `reference/preprocess.rs`.
+
+use super::launch::{args, blocks, blocks_yz, int};
+use super::{Gpu, Launch, Op, expect_equal, expect_multiple};
+use crate::device::cpu::Memory;
+use crate::graph::Tensor;
+use crate::reference;
+use crate::{Error, Result};
+
+/// i32 fields of a picture's descriptor: the source's first byte / 16; height and width, in source pixels; first line of `lines`; first
+/// element of the table of its width, and that table's taps; likewise of its height.
+pub const PICTURE: usize = 8;
+
+/// Threads a block, lines and columns that it resizes across, patches beside each other that it makes: `kBlock`, `kLines`, `kColumns`,
+/// `kPatches` in kernels/preprocess.cu.
+const BLOCK: u32 = 256;
+const LINES: usize = 16;
+const COLUMNS: usize = 64;
+const PATCHES: usize = 8;
+
+struct Preprocess {
+    y: Tensor,
+    lines: Tensor,
+    source: Tensor,
+    tables: Tensor,
+    pictures: Tensor,
+    patch: usize,
+    side: usize,
+}
+
+/// `y[b*G*G + r*G + s, (c*P + u)*P + v] = (resized[b][P*r+u, P*s+v, c]/255 - MEAN[c]) / STD[c]`, `resized[b]` picture `b` at `(S, S)`, `S = G*P`.
+///
+/// `y` `(B*G*G, K)` with `K >= 3*P*P`, columns from `3*P*P` on zero; `source` u8, the pictures `(H, W, 3)`, each from a multiple of 16 on;
+/// `lines` `(lines, S, 3)` u8, room for each picture's lines resized across; `tables` i32,
+/// [`resize_table`](crate::image::resize_table)s; `pictures` `(B, PICTURE)` i32.
+pub fn preprocess(
+    y: &Tensor,
+    lines: &Tensor,
+    source: &Tensor,
+    tables: &Tensor,
+    pictures: &Tensor,
+    patch: usize,
+) -> Result<impl Op + use<>> {
+    let ([b, fields], [_, size, channels]) =
+        (pictures.dims("preprocess pictures")?, lines.dims("preprocess lines")?);
+    expect_equal("preprocess picture fields", fields, PICTURE)?;
+    expect_equal("preprocess channels", channels, 3)?;
+    expect_multiple("preprocess S", size, patch)?;
+    let (side, [_, k]) = (size / patch, y.dims("preprocess y")?);
+    y.expect("preprocess y", &[b * side * side, k.max(3 * patch * patch)])?;
+    let [y, lines, source, tables, pictures] = [y, lines, source, tables, pictures].map(Tensor::clone);
+    Ok(Preprocess { y, lines, source, tables, pictures, patch, side })
+}
+
+impl Op for Preprocess {
+    fn kind(&self) -> &'static str {
+        "preprocess"
+    }
+    fn reads(&self) -> Vec<&Tensor> {
+        vec![&self.source, &self.tables, &self.pictures]
+    }
+    fn writes(&self) -> Vec<&Tensor> {
+        vec![&self.y, &self.lines]
+    }
+    fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
+        let (b, k, [lines, size, _]) =
+            (self.pictures.shape[0], self.y.matrix().1, self.lines.dims("preprocess lines")?);
+        expect_multiple("preprocess S", size, 4)?; // four bytes at a time
+        expect_multiple("preprocess K", k, 8)?; // 16-byte stores
+        expect_multiple("preprocess source bytes", self.source.len(), 16)?;
+        if b == 0 || lines == 0 {
+            return Err(Error::shape("preprocess pictures", "at least one with a line", "none"));
+        }
+        let (y, x, s, t, p) = (&self.y, &self.lines, &self.source, &self.tables, &self.pictures);
+        let [side, patch, columns, size_] =
+            [self.side, self.patch, k, size].map(|n| int("preprocess extent", n));
+        let items = blocks_yz("preprocess B", b)?;
+        Ok(vec![
+            Launch {
+                entry: "preprocess_across",
+                grid: [
+                    blocks("preprocess lines", lines.div_ceil(LINES))?,
+                    blocks_yz("preprocess S", size.div_ceil(COLUMNS))?,
+                    items,
+                ],
+                block: [BLOCK, 1, 1],
+                smem: 0,
+                args: args![x, s, t, p, size_?],
+            },
+            Launch {
+                entry: "preprocess_down_bf16",
+                grid: [
+                    blocks("preprocess G", self.side.div_ceil(PATCHES))?,
+                    blocks_yz("preprocess G", self.side)?,
+                    items,
+                ],
+                block: [BLOCK, 1, 1],
+                smem: blocks("preprocess K", 2 * PATCHES * k)?,
+                args: args![y, x, t, p, side?, patch?, columns?],
+            },
+        ])
+    }
+    fn run(&self, m: &Memory) {
+        let size = self.side * self.patch;
+        reference::preprocess(
+            m.f32_mut(&self.y),
+            m.u8(&self.source),
+            m.i32(&self.pictures),
+            size,
+            self.patch,
+        );
+    }
+}
