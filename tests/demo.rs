@@ -2,9 +2,10 @@
 
 mod common;
 
-use common::demo::{assets, engine, picture, run, scenes};
+use common::demo::{assets, engine, engine_with, expect_near_published_masks, picture, run, scenes};
 use mllmseg::image::Mask;
-use mllmseg::{Answer, Prompting};
+use mllmseg::reference::Precision;
+use mllmseg::{Answer, Options, Prompting};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::path::Path;
@@ -73,6 +74,15 @@ fn phrases_reach_the_reference_mean() {
     let expected = summary()["phrase_template"]["mean_iou"].as_f64().unwrap();
     println!("phrase: mean IoU {mean:.4}, reference {expected}");
     assert!((mean - expected).abs() < 0.005, "mean IoU {mean}, the reference has {expected}");
+}
+
+/// Where the CPU has AVX-512 BF16; elsewhere this runs in f32.
+#[test]
+fn masks_in_bf16_are_near_the_reference() {
+    expect_near_published_masks(&mut engine_with(Options {
+        precision: Precision::Bf16,
+        ..Options::default()
+    }));
 }
 
 /// Every probability of four scenes within 1e-4 of the reference's.

@@ -3,12 +3,10 @@
 
 mod common;
 
-use common::demo::{engine_with, model, picture, scenes};
+use common::demo::{engine_with, expect_near_published_masks, model, picture};
 use common::gpu::{device, driver, expect_clean, report};
 use mllmseg::device::{Choice, cuda};
-use mllmseg::image::Mask;
 use mllmseg::{Answer, Engine, Options, Prompting};
-use std::collections::HashMap;
 
 const EXPRESSIONS: [&str; 5] =
     ["the white circle", "a red cat", "the largest square", "ring", "the leftmost blue shape"];
@@ -35,48 +33,12 @@ fn identical(what: &str, a: &[Answer], b: &[Answer]) {
     }
 }
 
-/// Every scene's masks beside the published f32 ones: IoU of at least 0.99, or where plain PyTorch in bf16 falls below that itself
-/// (bf16.json, made by tools/train_demo/bf16.py), no more than twice as far away; on the whole no further than it. Of a mask of few pixels, a
-/// dozen may differ whatever its IoU.
+/// See [`expect_near_published_masks`].
 #[test]
 fn scenes_match_the_published_masks() {
     let _driver = driver();
     cuda::reset_simulator();
-    let plain: HashMap<String, f64> =
-        serde_json::from_slice(&std::fs::read(common::golden::data("demo/bf16.json")).unwrap()).unwrap();
-    let mut engine = sim();
-    let (mut ious, mut plain_sum, mut present, mut truth) = (Vec::new(), 0.0, 0, 0.0);
-    for scene in scenes() {
-        let texts = scene.texts();
-        let found = engine.segment(&picture(&scene.image), &texts, Prompting::Single, false).unwrap();
-        for (k, (e, answer)) in scene.expressions.iter().zip(found.answers).enumerate() {
-            let (answer, name) = (answer.unwrap(), format!("{}_{k}_alone", scene.id));
-            let file = common::golden::data(&format!("demo/masks/{name}.png"));
-            let expected = Mask::from_png(&std::fs::read(file).unwrap(), &name).unwrap();
-            let iou = answer.mask.iou(&expected).unwrap();
-            let least = (1.0 - 2.0 * (1.0 - plain[&name])).min(0.99);
-            // |a| + |b| = (1 + IoU) |a or b|
-            let differ = (answer.mask.area() + expected.area()) as f64 * (1.0 - iou) / (1.0 + iou);
-            assert!(
-                iou >= least || differ <= 12.5,
-                "{name}: IoU {iou} with the published f32 mask, {differ:.0} pixels differ; expected at least {least}"
-            );
-            assert_eq!(answer.no_target, e["alone"]["reject"].as_bool().unwrap(), "{name}: decision");
-            ious.push(iou);
-            plain_sum += plain[&name];
-            if e["present"].as_bool().unwrap() {
-                present += 1;
-                truth += answer.mask.iou(&scene.truth(k)).unwrap();
-            }
-        }
-    }
-    let mean = |sum: f64| sum / ious.len() as f64;
-    let (ours, plain) = (mean(ious.iter().sum()), mean(plain_sum));
-    let truth = truth / f64::from(present);
-    println!(
-        "mean IoU with the published f32 masks {ours:.4} (plain bf16: {plain:.4}), with the truth {truth:.4}"
-    );
-    assert!(ours >= plain, "mean IoU with the published f32 masks {ours}, that of plain bf16 is {plain}");
+    expect_near_published_masks(&mut sim());
     expect_clean(&report());
 }
 

@@ -6,6 +6,8 @@
 
 The PyTorch side computes what the published code computes, with torch's own layers and random weights: eager attention, every
 expression through the whole mask decoder. Each round runs PyTorch's pieces, then the engine's; the medians over the rounds are compared.
+`request_3q` is a request of three expressions composed of the pieces: 24 vision layers, the projector, 32 language model layers over the
+320 tokens of a joint prompt, the mask decoder for three.
 """
 import argparse
 import datetime
@@ -111,6 +113,10 @@ class MaskDecoder(nn.Module):
         return self.conv2(m).sigmoid()
 
 
+# How often a request of three expressions runs each piece.
+REQUEST = {"vit_layer_1025": 24, "mlp1": 1, "llm_layer_320": 32, "res_decoder_3q": 1}
+
+
 def torch_pieces(dtype):
     """name -> median of five runs, ms"""
     torch.manual_seed(1)
@@ -165,6 +171,9 @@ def main():
         for (name, precision), ms in engine_pieces(binary).items():
             times.setdefault(("engine", precision), {})[name] = ms
         rounds.append(times)
+    for r in rounds:
+        for times in r.values():
+            times["request_3q"] = sum(n * times[piece] for piece, n in REQUEST.items())
     rows = []
     for name in rounds[0]["torch", "f32"]:
         row = {"piece": name}
