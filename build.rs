@@ -156,8 +156,11 @@ fn build(nvcc: &Path, out: &Path) -> Result<String, String> {
     Ok(table + "];\n")
 }
 
-/// What each kernel of a fat binary takes: entry, architecture, registers a thread, bytes of stack (where spills go), static shared memory.
-fn usage(nvcc: &Path, fatbin: &Path) -> Result<Vec<(String, String, u32, u32, u32)>, String> {
+/// What a kernel takes: entry, architecture, registers a thread, bytes of stack (where spills go), static shared memory.
+type Usage = (String, String, u32, u32, u32);
+
+/// What each kernel of a fat binary takes.
+fn usage(nvcc: &Path, fatbin: &Path) -> Result<Vec<Usage>, String> {
     let cuobjdump = nvcc.with_file_name("cuobjdump");
     let out = Command::new(&cuobjdump).arg("--dump-resource-usage").arg(fatbin).output();
     let out = out.map_err(|e| format!("{}: {e}", cuobjdump.display()))?;
