@@ -5,7 +5,7 @@
 #   tools/check.sh --slow   and the tests marked #[ignore], the numpy forward on the golden data, the converter on PyTorch's files
 #
 # Stops at the first stage that fails, with its exit code. Whole outputs lie in target/check/STAGE.log. Nothing is installed
-# globally: the CUDA compiler goes to .cuda/ (tools/cuda/fetch), Python packages to .cuda/python and target/check/python.
+# globally: the CUDA compiler goes to .cuda/ (tools/cuda/fetch), Python packages to .cuda/python and target/check/.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -61,6 +61,7 @@ stage format . cargo fmt --all --check
 stage lints '^(warning|error)|^ +-->|Finished' \
     cargo clippy --locked --release --workspace --all-targets -- -D warnings
 stage tests "$results" cargo test --locked --release --workspace --no-fail-fast
+stage ray . tools/python/check
 stage converter . python3 tools/convert/test_to_safetensors.py
 stage driver '^(warning|error)|Finished' cargo build --locked --release -p ptxsim-driver
 stage numba-pycuda . tools/ptxsim/tests/python/run

@@ -108,7 +108,7 @@ pub(super) struct Shared<'a> {
     pub settings: &'a Settings,
     pub disk: &'a Disk,
     pub stats: &'a Stats,
-    /// Read no more items.
+    /// Read no more items; set by a failure too, so that a source that waits for items can see it.
     pub stop: &'a AtomicBool,
     /// Something failed that concerns the run: what is in flight is dropped.
     pub abort: AtomicBool,
@@ -124,6 +124,7 @@ impl<'a> Shared<'a> {
     pub fn fail(&self, e: Error) {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
         self.abort.store(true, Relaxed);
+        self.stop.store(true, Relaxed);
     }
 
     /// The run's error, if it has one.
@@ -252,7 +253,8 @@ pub(super) fn write(
 
 /// Runs the wanted items of a source through an engine; `sink` is called with each that ended, in order if `ordered`.
 ///
-/// A failure that concerns one item is in its records. Setting `stop` ends the run when what is in flight has ended.
+/// A failure that concerns one item is in its records. Setting `stop` ends the run when what is in flight has ended; a run that fails sets
+/// it, and then waits for `source` to give its next item or end.
 ///
 /// # Errors
 /// Those of the source, of `sink`, and of a device that cannot go on: then what was in flight has not ended.

@@ -30,18 +30,28 @@ pub fn resize(y: &mut [f32], x: &[f32], size: usize, h: usize, w: usize) {
 
 /// `y[masks[q].0..]` the `h*w` pixels of mask q, 0 or 1; `score[q]` the mean probability inside, 0 where empty.
 pub fn resize_mask(y: &mut [u8], score: &mut [f32], x: &[f32], masks: &[i32], size: usize) {
-    let mut values = Vec::new();
-    for (q, m) in masks.chunks_exact(DESCRIPTOR).enumerate() {
-        let [at, h, w] = [m[0] as usize, m[1] as usize, m[2] as usize];
-        values.resize(h * w, 0.0);
-        resize(&mut values, &x[q * size * size..][..size * size], size, h, w);
-        let (mut sum, mut count) = (0.0, 0u64);
-        for (y, &v) in y[at..at + h * w].iter_mut().zip(&values) {
-            *y = u8::from(v >= 0.5);
-            if v >= 0.5 {
-                (sum, count) = (sum + f64::from(v), count + 1);
-            }
-        }
-        score[q] = if count == 0 { 0.0 } else { (sum / count as f64) as f32 };
+    // A task a mask: one mask alone is too little work for many threads.
+    let resized: Vec<(usize, Vec<u8>)> = masks
+        .par_chunks_exact(DESCRIPTOR)
+        .zip(score.par_iter_mut())
+        .enumerate()
+        .map(|(q, (m, score))| {
+            let [at, h, w] = [m[0] as usize, m[1] as usize, m[2] as usize];
+            let mut values = vec![0.0; h * w];
+            resize(&mut values, &x[q * size * size..][..size * size], size, h, w);
+            let (mut sum, mut count) = (0.0, 0u64);
+            let mask = values.iter().map(|&v| {
+                if v >= 0.5 {
+                    (sum, count) = (sum + f64::from(v), count + 1);
+                }
+                u8::from(v >= 0.5)
+            });
+            let mask = mask.collect();
+            *score = if count == 0 { 0.0 } else { (sum / count as f64) as f32 };
+            (at, mask)
+        })
+        .collect();
+    for (at, mask) in resized {
+        y[at..at + mask.len()].copy_from_slice(&mask);
     }
 }
