@@ -6,7 +6,7 @@
 #                           eval's figures and batches' files beside pycocotools and pyarrow
 #
 # Stops at the first stage that fails, with its exit code. Whole outputs lie in target/check/STAGE.log. Nothing is installed
-# globally: the CUDA compiler goes to .cuda/ (tools/cuda/fetch), Python packages to .cuda/python and target/check/python.
+# globally: the CUDA compiler goes to .cuda/ (tools/cuda/fetch), Python packages to .cuda/python and target/check/.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -62,6 +62,7 @@ stage format . cargo fmt --all --check
 stage lints '^(warning|error)|^ +-->|Finished' \
     cargo clippy --locked --release --workspace --all-targets -- -D warnings
 stage tests "$results" cargo test --locked --release --workspace --no-fail-fast
+stage ray . tools/python/check
 stage converter . python3 tools/convert/test_to_safetensors.py
 stage driver '^(warning|error)|Finished' cargo build --locked --release -p ptxsim-driver
 stage numba-pycuda . tools/ptxsim/tests/python/run

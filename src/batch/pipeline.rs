@@ -111,7 +111,7 @@ pub(super) struct Shared<'a> {
     pub settings: &'a Settings,
     pub disk: &'a Disk,
     pub stats: &'a Stats,
-    /// Read no more items.
+    /// Read no more items; set by a failure too, so that a source that waits for items can see it.
     pub stop: &'a AtomicBool,
     /// Something failed that concerns the run: what is in flight is dropped.
     pub abort: AtomicBool,
@@ -127,6 +127,7 @@ impl<'a> Shared<'a> {
     pub fn fail(&self, e: Error) {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
         self.abort.store(true, Relaxed);
+        self.stop.store(true, Relaxed);
     }
 
     /// The run's error, if it has one.
@@ -137,6 +138,9 @@ impl<'a> Shared<'a> {
         }
     }
 }
+
+/// A job and the bytes of its picture.
+pub(super) type Loaded = (Arc<Job>, Result<Vec<u8>, Failure>);
 
 /// An item on its way.
 pub(super) struct Job {
@@ -186,7 +190,7 @@ pub(super) fn read(
     wanted: &(dyn Fn(u64) -> bool + Sync),
     budget: &Arc<Budget>,
     load: impl Fn(&mut Item) -> (Result<Vec<u8>, Failure>, u64),
-    send: &Sender<(Arc<Job>, Result<Vec<u8>, Failure>)>,
+    send: &Sender<Loaded>,
 ) -> End {
     let stage = &shared.stats.stages[0];
     stage.set_threads(1);
@@ -255,7 +259,8 @@ pub(super) fn write(
 
 /// Runs the wanted items of a source through an engine; `sink` is called with each that ended, in order if `ordered`.
 ///
-/// A failure that concerns one item is in its records. Setting `stop` ends the run when what is in flight has ended.
+/// A failure that concerns one item is in its records. Setting `stop` ends the run when what is in flight has ended; a run that fails sets
+/// it, and then waits for `source` to give its next item or end.
 ///
 /// # Errors
 /// Those of the source, of `sink`, and of a device that cannot go on: then what was in flight has not ended.
@@ -331,7 +336,7 @@ fn load(item: &mut Item, limits: &Limits) -> (Result<Vec<u8>, Failure>, u64) {
 fn decode(
     shared: &Shared,
     preprocessor: &Preprocessor,
-    from: &Receiver<(Arc<Job>, Result<Vec<u8>, Failure>)>,
+    from: &Receiver<Loaded>,
     to: &Sender<(Arc<Job>, Prepared)>,
     done: &Sender<(Arc<Job>, Ended)>,
 ) {

@@ -6,7 +6,7 @@
 use super::budget::Budget;
 use super::item::{Failure, Item, Picture};
 use super::journal::Status;
-use super::pipeline::{End, Ended, Job, Shared, WINDOW, read, write};
+use super::pipeline::{End, Ended, Job, Loaded, Shared, WINDOW, read, write};
 use super::{Disk, Settings, Stats};
 use crate::{Error, Result};
 use base64::Engine as _;
@@ -161,7 +161,7 @@ struct Device<'a> {
     worker: &'a Worker,
     shared: &'a Shared<'a>,
     pool: &'a Mutex<Pool>,
-    tasks: Receiver<(Arc<Job>, Result<Vec<u8>, Failure>)>,
+    tasks: Receiver<Loaded>,
     ended: Sender<(Arc<Job>, Ended)>,
 }
 

@@ -1,6 +1,7 @@
 //! `mllmseg worker`: items in on stdin, records out on stdout; what `batch` and tools/python start.
 
 use super::{Compute, Each};
+use crossbeam_channel::{RecvTimeoutError, bounded};
 use mllmseg::batch::manifest::JsonLines;
 use mllmseg::batch::workers::{Done, Ready};
 use mllmseg::batch::{Disk, Ended, Stats, run_engine};
@@ -9,7 +10,8 @@ use std::io::{BufReader, Write, stdin, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Take items on stdin and give their records on stdout, for another program
 ///
@@ -43,8 +45,22 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let settings = args.each.settings(args.out.clone());
     say(&line(&Ready { ready: args.compute.on.device.to_string() }))?;
     let (disk, stats, stop) = (Disk::default(), Stats::default(), AtomicBool::new(false));
-    let source = JsonLines::new(BufReader::new(stdin()), Path::new("stdin"), PathBuf::new(), Arc::default())
-        .numbered();
+    // Whoever writes to us may wait for an answer, and we for the next line: a device that fails must end us all the same.
+    let (send, lines) = bounded(1);
+    std::thread::spawn(move || {
+        let stdin = BufReader::new(stdin());
+        JsonLines::new(stdin, Path::new("stdin"), PathBuf::new(), Arc::default())
+            .numbered()
+            .try_for_each(|item| send.send(item))
+    });
+    let source = std::iter::from_fn(|| {
+        loop {
+            match lines.recv_timeout(Duration::from_millis(50)) {
+                Err(RecvTimeoutError::Timeout) if !stop.load(Ordering::Relaxed) => {}
+                other => return other.ok(),
+            }
+        }
+    });
     let mut sink = |mut ended: Ended| {
         let done = Done::new(&ended, stats.device_s());
         ended.records.extend(line(&done));

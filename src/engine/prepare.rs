@@ -154,6 +154,11 @@ fn ask(
     prompting: Prompting,
     unusable: &mut Vec<(usize, Error)>,
 ) -> Vec<Asked> {
+    // What stands at the last slot and behind it changes no state that is read: it is not run.
+    let until_last_slot = |mut sequence: Sequence| {
+        sequence.ids.truncate(sequence.slots.last().copied().unwrap_or(0));
+        sequence
+    };
     let mut asked = Vec::new();
     for (i, e) in expressions.iter().enumerate() {
         let sequence = match prompting {
@@ -161,7 +166,7 @@ fn ask(
             Prompting::Phrase => prompts.phrase(e),
             Prompting::Reasoning => prompts.reasoning(e),
         };
-        match sequence {
+        match sequence.map(until_last_slot) {
             Ok(sequence) => asked.push(Asked { sequence, expressions: vec![i] }),
             Err(e) => unusable.push((i, e)),
         }
@@ -169,7 +174,9 @@ fn ask(
     if prompting == Prompting::Joint && asked.len() > 1 {
         let usable: Vec<usize> = asked.iter().flat_map(|a| a.expressions.iter().copied()).collect();
         match prompts.joint(&usable.iter().map(|&i| expressions[i]).collect::<Vec<_>>()) {
-            Ok(sequence) => return vec![Asked { sequence, expressions: usable }],
+            Ok(sequence) => {
+                return vec![Asked { sequence: until_last_slot(sequence), expressions: usable }];
+            }
             Err(e) => {
                 let text = e.to_string();
                 for i in usable {
