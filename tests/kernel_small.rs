@@ -170,7 +170,7 @@ fn preprocess_has_pillow_s_bits() {
             .iter()
             .map(|&(height, width)| {
                 // hard edges overshoot, so that results are clipped
-                let value = |i: usize| if i / 7 % 3 == 0 { 255 } else { (i * 37 % 251) as u8 };
+                let value = |i: usize| if (i / 7).is_multiple_of(3) { 255 } else { (i * 37 % 251) as u8 };
                 Rgb { width, height, data: (0..height * width * 3).map(value).collect() }
             })
             .collect();
