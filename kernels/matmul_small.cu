@@ -48,27 +48,32 @@ __device__ __forceinline__ void matmul_small(void* y_, const bf16* x, const bf16
     const uint32_t ring = shared_address(smem) + warp * S::kStages * S::kSlot, buffers = shared_address(smem) + S::kRing;
     const int tiles = (K + kTile - 1) / kTile, pieces = (K + kPiece - 1) / kPiece;
 
-    // Weights: rows lane/8 and lane/8 + 4, chunk lane%8 of a tile.
+    // Weights: rows lane/8 and lane/8 + 4, chunk lane%8 of a tile, tile after tile; zeros past N and K, without reading.
     const uint32_t to = ring + lane / 8 * 128 + (lane % 8 ^ lane / 8) * 16;
-    auto fetch = [&](int tile, int slot) {
-        const int k = tile * kTile + lane % 8 * 8;
+    const bf16* from[S::kFrags][2];
+    bool inside[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const int row = n0 + lane / 8 + 4 * i;
+        inside[i] = row < N;
+#pragma unroll
+        for (int f = 0; f < S::kFrags; ++f) from[f][i] = (f ? w3 : w) + size_t(min(row, N - 1)) * K;
+    }
+    int next_k = lane % 8 * 8;
+    auto fetch = [&](int slot) {
 #pragma unroll
         for (int f = 0; f < S::kFrags; ++f) {
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const int row = lane / 8 + 4 * i;
-                const bool there = n0 + row < N && k < K;
-                // The swizzle of row + 4 differs in one bit.
-                cp_async_16((to ^ i * 64) + slot * S::kSlot + f * 1024 + i * 512,
-                            (f ? w3 : w) + (there ? size_t(n0 + row) * K + k : 0), there ? 16 : 0);
+            for (int i = 0; i < 2; ++i) {  // the swizzle of row + 4 differs in one bit
+                cp_async_16((to ^ i * 64) + slot * S::kSlot + f * 1024 + i * 512, from[f][i] + next_k,
+                            inside[i] && next_k < K ? 16 : 0);
             }
         }
+        next_k += kTile;
+        cp_async_commit_group();
     };
 #pragma unroll
-    for (int s = 0; s < S::kStages - 1; ++s) {
-        if (s < tiles) fetch(s, s);
-        cp_async_commit_group();
-    }
+    for (int s = 0; s < S::kStages - 1; ++s) fetch(s);
 
     // x: rows warp, warp + kWarps, ... of a piece, a chunk a lane.
     uint4 r_x[S::kOwnRows];
@@ -140,8 +145,7 @@ __device__ __forceinline__ void matmul_small(void* y_, const bf16* x, const bf16
             if (tile >= tiles) break;
             cp_async_wait_group<S::kStages - 2>();
             __syncwarp();  // the tile is there, and the slot that is filled next has been used by all lanes
-            if (tile + S::kStages - 1 < tiles) fetch(tile + S::kStages - 1, fill);
-            cp_async_commit_group();
+            fetch(fill);  // past the last tile: zeros, which nobody multiplies
             uint32_t weights[S::kFrags][2][4];
 #pragma unroll
             for (int f = 0; f < S::kFrags; ++f) {

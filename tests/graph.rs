@@ -240,6 +240,23 @@ fn every_op_checks_its_operands() {
         ("rope_split inv_freq", || {
             ok(ops::rope_split(None, &kv(), 0, &t(&[3, 64]), &t(&[3]), &t(&[3]), &t(&[8]), 4))
         }),
+        ("", || ok(attend(&[3, 4, 8], &[3], &[2, 5], &[3, 4, 2, 16]))),
+        ("attention_decode q", || ok(attend(&[3, 32], &[3], &[2, 5], &[3, 4, 2, 16]))),
+        ("attention_decode seq", || ok(attend(&[3, 4, 8], &[4], &[2, 5], &[3, 4, 2, 16]))),
+        ("attention_decode pages", || ok(attend(&[3, 4, 8], &[3], &[10], &[3, 4, 2, 16]))),
+        ("attention_decode parts", || ok(attend(&[3, 4, 8], &[3], &[2, 9], &[3, 4, 2, 16]))),
+        ("attention_decode query heads", || ok(attend(&[3, 3, 8], &[3], &[2, 5], &[3, 3, 2, 16]))),
+        ("attention_decode head size", || ok(attend(&[3, 4, 16], &[3], &[2, 5], &[3, 4, 2, 24]))),
+        ("", || ok(rope_paged(&[3, 64], &[3], &[2, 4]))),
+        ("rope_split_paged qkv columns", || ok(rope_paged(&[3, 56], &[3], &[2, 4]))),
+        ("rope_split_paged seq", || ok(rope_paged(&[3, 64], &[4], &[2, 4]))),
+        ("rope_split_paged inv_freq", || ok(rope_paged(&[3, 64], &[3], &[4]))),
+        ("", || ok(ops::sample(&t(&[2]), &t(&[2, 33]), &t(&[2, 3]), &t(&[2, 4]), &t(&[2, 2])))),
+        ("sample V", || ok(ops::sample(&t(&[2]), &t(&[2, 0]), &t(&[2, 3]), &t(&[2, 4]), &t(&[2, 0])))),
+        ("sample token", || ok(ops::sample(&t(&[3]), &t(&[2, 33]), &t(&[2, 3]), &t(&[2, 4]), &t(&[2, 2])))),
+        ("sample knobs", || ok(ops::sample(&t(&[2]), &t(&[2, 33]), &t(&[2, 4]), &t(&[2, 4]), &t(&[2, 2])))),
+        ("sample draws", || ok(ops::sample(&t(&[2]), &t(&[2, 33]), &t(&[2, 3]), &t(&[2, 3]), &t(&[2, 2])))),
+        ("sample seen", || ok(ops::sample(&t(&[2]), &t(&[2, 33]), &t(&[2, 3]), &t(&[2, 4]), &t(&[2, 1])))),
         ("", || ok(ops::sigmoid(&t(&[3, 4]), &t(&[3, 4])))),
         ("sigmoid y", || ok(ops::sigmoid(&t(&[4, 3]), &t(&[3, 4])))),
         ("", || ok(ops::vit_tokens(&t(&[2, 5, 3]), &t(&[8, 3]), &t(&[1, 1, 3]), &t(&[1, 5, 3])))),
@@ -270,6 +287,17 @@ fn every_op_checks_its_operands() {
 
 fn broadcast(y: &[usize], x: &[usize], image_of: &[usize], r: &[usize]) -> Result<impl Op + use<>> {
     ops::broadcast_add_layernorm(&t(y), &t(x), &t(image_of), &t(r), &t(&[4]), &t(&[4]), 1e-5)
+}
+
+/// Attention over pages of two K/V heads of size 8, with a table of `pages`.
+fn attend(q: &[usize], seq: &[usize], pages: &[usize], parts: &[usize]) -> Result<impl Op + use<>> {
+    let (kv, y) = (ops::KvPages::new(90, 1, 6, 2, 8), t(&[q.iter().product()]));
+    ops::attention_decode(&y, &t(parts), &t(q), &kv, 0, &t(seq), &t(seq), &t(pages), 1)
+}
+
+fn rope_paged(qkv: &[usize], seq: &[usize], inv_freq: &[usize]) -> Result<impl Op + use<>> {
+    let kv = ops::KvPages::new(90, 1, 6, 2, 8);
+    ops::rope_split_paged(None, &kv, 0, &t(qkv), &t(seq), &t(seq), &t(&[2, 5]), &t(inv_freq), 4)
 }
 
 fn then(epilogue: Epilogue) -> Result<impl Op + use<>> {
