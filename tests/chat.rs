@@ -164,7 +164,7 @@ fn what_is_reused_is_what_would_be_computed() {
     let mut other = chat.conversation(Some("Answer with a box, or a number, or a word. ".repeat(12)));
     let reply =
         chat.say(&mut other, "What colour is the star?", vec![seen], &generation(20), &mut |_| true).unwrap();
-    assert!(reply.cached_tokens >= 128 && reply.cached_tokens % 64 == 0, "{}", reply.cached_tokens);
+    assert!(reply.cached_tokens >= 128 && reply.cached_tokens.is_multiple_of(64), "{}", reply.cached_tokens);
 }
 
 /// Every token's logits as the prompt's last row: the prompt and the answer up to there, computed at once.
