@@ -3,6 +3,9 @@
 //! One 32-bit word for each 8 bytes: launch epoch 6 bits, state 2, bytes 8, block 16. Blocks that synchronise through
 //! memory (a fence, then an atomic or a strong store; a strong load, then a fence) order their accesses: a block
 //! that has acquired what another released is never in a race with it.
+//!
+//! Where blocks touch different bytes of one word, the records that it does not hold lie in a side table of the launch, as
+//! long as that has room.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -34,10 +37,86 @@ const MANY: u32 = 0xffff;
 /// Blocks whose accesses are released at an address, as a bit set.
 pub(crate) type Blocks = Vec<u64>;
 
+/// Words that the side table holds, at most: 2 MB or so.
+const ASIDE: usize = 1 << 15;
+
 /// What the blocks of one launch told each other.
 #[derive(Default)]
 pub(crate) struct Sync {
     released: Mutex<HashMap<u64, Blocks>>,
+    /// By address of 8 bytes, words that were replaced by those of blocks which touched other bytes of them.
+    aside: Mutex<HashMap<u64, Vec<u32>>>,
+    /// One bit of 4096 for each of these addresses, by hash: most need no look at the table.
+    filter: Filter,
+}
+
+struct Filter([AtomicU64; 64]);
+
+impl Default for Filter {
+    fn default() -> Filter {
+        Filter([const { AtomicU64::new(0) }; 64])
+    }
+}
+
+impl Filter {
+    #[inline(always)]
+    fn place(&self, at: u64) -> (&AtomicU64, u64) {
+        let h = (at / 8).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52;
+        (&self.0[(h / 64) as usize], 1 << (h % 64))
+    }
+}
+
+impl Sync {
+    /// Whether the table may hold words of the 8 bytes at `at`.
+    #[inline(always)]
+    fn may_hold(&self, at: u64) -> bool {
+        let (word, bit) = self.filter.place(at);
+        word.load(Relaxed) & bit != 0
+    }
+
+    /// Keeps the bytes of `old` that are not in `mask`.
+    #[cold]
+    #[inline(never)]
+    fn set_aside(&self, at: u64, old: u32, mask: u32) {
+        let mut table = self.aside.lock().unwrap_or_else(|e| e.into_inner());
+        if table.len() < ASIDE {
+            let (word, bit) = self.filter.place(at);
+            word.fetch_or(bit, Relaxed);
+            let list = table.entry(at).or_default();
+            let old = old & !(mask << 16);
+            if list.len() < 16 && !list.contains(&old) {
+                list.push(old);
+            }
+        }
+    }
+
+    /// The word set aside that an access to the bytes of `mask` races with, and the bytes of all that are; a write takes the
+    /// place of what it covers.
+    #[cold]
+    #[inline(never)]
+    fn against(&self, at: u64, block: u32, mask: u32, touch: Touch) -> (Option<u32>, u32) {
+        let mut table = self.aside.lock().unwrap_or_else(|e| e.into_inner());
+        let Some(list) = table.get_mut(&at) else { return (None, 0) };
+        let known = list.iter().fold(0, |m, w| m | w >> 16 & 0xff);
+        let state = state_of(touch);
+        let race = list.iter().copied().find(|w| {
+            let (was, bytes, owner) = (w >> 24 & 3, w >> 16 & 0xff, w & 0xffff);
+            bytes & mask != 0 && owner != block && (was != state || state == WRITE)
+        });
+        if state == WRITE {
+            list.iter_mut().for_each(|w| *w &= !(mask << 16));
+            list.retain(|w| w >> 16 & 0xff != 0);
+        }
+        (race, known)
+    }
+}
+
+fn state_of(touch: Touch) -> u32 {
+    match touch {
+        Touch::Read => READ,
+        Touch::Write => WRITE,
+        Touch::Strong { .. } => STRONG,
+    }
 }
 
 fn join(into: &mut Blocks, from: &[u64]) {
@@ -103,8 +182,10 @@ pub(crate) fn begin(allocs: &[std::sync::Arc<Alloc>], launch: u32) -> u32 {
 
 /// Notes the access of `bytes` at offset `off` of an allocation; the word it conflicts with, if it races. Bytes not touched before
 /// are added to `distinct`.
+#[expect(clippy::too_many_arguments, reason = "an access, its place and its author")]
 #[inline(always)]
 fn touch(
+    sync: &Sync,
     alloc: &Alloc,
     off: u64,
     bytes: u64,
@@ -115,7 +196,7 @@ fn touch(
 ) -> Option<u32> {
     let shadow = alloc.shadow();
     if !off.is_multiple_of(16) || !bytes.is_multiple_of(16) {
-        return touch_part(shadow, off, bytes, epoch, block, touch, distinct);
+        return touch_part(sync, alloc.addr, shadow, off, bytes, epoch, block, touch, distinct);
     }
     // Words that such an access leaves as they are: read by all, read by this block, written by this block.
     let full = |state: u32, owner: u32| {
@@ -132,7 +213,9 @@ fn touch(
             continue;
         }
         let (lo, hi) = (pair as u32, (pair >> 32) as u32);
-        if lo == hi || (lo >> 26 != epoch && hi >> 26 != epoch) {
+        let at = alloc.addr + off + 16 * k as u64;
+        let plain = !sync.may_hold(at) && !sync.may_hold(at + 8);
+        if plain && (lo == hi || (lo >> 26 != epoch && hi >> 26 != epoch)) {
             // Both words change alike.
             let (new, fresh, bad) = step(lo, epoch, block, 0xff, touch);
             let new = u64::from(new) << 32 | u64::from(new);
@@ -142,15 +225,19 @@ fn touch(
                 continue;
             }
         }
-        let bad = touch_part(shadow, off + 16 * k as u64, 16, epoch, block, touch, distinct);
+        let at = off + 16 * k as u64;
+        let bad = touch_part(sync, alloc.addr, shadow, at, 16, epoch, block, touch, distinct);
         race = race.or(bad);
     }
     race
 }
 
 /// [`touch`] of any bytes.
+#[expect(clippy::too_many_arguments, reason = "those of `touch`, with what it looked up")]
 #[inline(never)]
 fn touch_part(
+    sync: &Sync,
+    base: u64,
     shadow: &[AtomicU64],
     off: u64,
     bytes: u64,
@@ -167,6 +254,11 @@ fn touch_part(
         let mask = ((0xffu32 >> (7 - (hi - lo))) << lo) & 0xff;
         let cell = &shadow[(g / 2) as usize];
         let shift = (g % 2) as u32 * 32;
+        let mut known = 0;
+        if sync.may_hold(base + 8 * g) {
+            let (bad, bytes) = sync.against(base + 8 * g, block, mask, touch);
+            (race, known) = (race.or(bad), bytes);
+        }
         loop {
             let pair = cell.load(Relaxed);
             let old = (pair >> shift) as u32;
@@ -176,8 +268,12 @@ fn touch_part(
             }
             let changed = pair & !(0xffff_ffff << shift) | u64::from(new) << shift;
             if cell.compare_exchange_weak(pair, changed, Relaxed, Relaxed).is_ok() {
-                *distinct += u64::from(fresh.count_ones());
+                *distinct += u64::from((fresh & !known).count_ones());
                 race = race.or(bad);
+                let (bytes, owner) = (old >> 16 & 0xff, old & 0xffff);
+                if old >> 26 == epoch && owner != block && bytes & !mask != 0 && new & 0xffff == block {
+                    sync.set_aside(base + 8 * g, old, mask);
+                }
                 break;
             }
         }
@@ -188,11 +284,7 @@ fn touch_part(
 /// The word after an access, the bytes that are new, and the block or state word it conflicts with.
 #[inline(always)]
 fn step(old: u32, epoch: u32, block: u32, mask: u32, touch: Touch) -> (u32, u32, Option<u32>) {
-    let state = match touch {
-        Touch::Read => READ,
-        Touch::Write => WRITE,
-        Touch::Strong { .. } => STRONG,
-    };
+    let state = state_of(touch);
     let word = |state: u32, mask: u32, block: u32| epoch << 26 | state << 24 | mask << 16 | block;
     if old >> 26 != epoch {
         return (word(state, mask, block), mask, None);
@@ -228,6 +320,7 @@ pub(crate) fn access(cx: &mut Cx, region: &Region, addr: &[u64; 32], mask: u32, 
     }
     let uninit = reads && uninit && !alloc.is_written();
     let (epoch, block) = (cx.worker().epoch, (cx.block().index % u64::from(MANY)) as u32);
+    let sync = cx.worker().sync;
     let mut distinct = 0;
     let mut m = if contiguous { 1 } else { mask };
     let length = u64::from(bytes) * if contiguous { 32 } else { 1 };
@@ -241,7 +334,7 @@ pub(crate) fn access(cx: &mut Cx, region: &Region, addr: &[u64; 32], mask: u32, 
         if !reads {
             alloc.mark(off, length);
         }
-        if races && let Some(word) = touch(alloc, off, length, epoch, block, how, &mut distinct) {
+        if races && let Some(word) = touch(sync, alloc, off, length, epoch, block, how, &mut distinct) {
             tell(cx, l, addr[l as usize], word, how);
         }
     }

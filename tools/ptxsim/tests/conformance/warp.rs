@@ -225,6 +225,26 @@ fn bytes_of_one_word_are_told_apart() {
     }
 }
 
+/// The same between three blocks and the halves of 8 bytes, which count as touched once.
+#[test]
+fn bytes_of_one_granule_are_told_apart_between_blocks() {
+    use ptxsim::{LaunchConfig, LoadedModule, Memory, Options, ReportKind, launch};
+    let ptx = ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 p) {\n\
+        .reg .u32 %b, %x; .reg .u64 %p; .reg .pred %q; ld.param.u64 %p, [p]; mov.u32 %b, %ctaid.x; mov.u32 %x, 1;\n\
+        setp.eq.u32 %q, %b, 0; @%q st.global.u32 [%p], %x; setp.eq.u32 %q, %b, 1; @%q st.global.u32 [%p+4], %x;\n\
+        setp.eq.u32 %q, %b, 2; @%q ld.global.u32 %x, [%p]; ret;\n}\n";
+    let memory = Memory::new(1 << 20);
+    let module = LoadedModule::load(crate::harness::module(ptx).into(), &memory).unwrap();
+    let p = memory.alloc(8, 8).unwrap();
+    memory.fill(p, &[0], 8).unwrap();
+    let options = Options { threads: 1, ..Options::default() };
+    let report = launch(&memory, &module, "k", &LaunchConfig::new(3, 1).arg(p), &options).unwrap();
+    let races: Vec<_> = report.reports.iter().filter(|r| r.kind == ReportKind::GlobalRace).collect();
+    assert_eq!(races.len(), 1, "{:?}", report.reports);
+    assert_eq!((races[0].block, races[0].other.as_ref().unwrap().block), ([2, 0, 0], [0, 0, 0]));
+    assert_eq!(report.counters.distinct_bytes, 8);
+}
+
 #[test]
 fn calls_without_end_are_given_up() {
     use ptxsim::{FaultKind, LaunchConfig, LoadedModule, Memory, Options, launch};
