@@ -21,11 +21,17 @@ MODEL=/models/MLLMSeg_InternVL2_5_8B_RES # edit
 OUT=/data/masks                      # edit
 SHARDS=${SHARDS:-$SLURM_ARRAY_TASK_COUNT}
 
-status=0
 mllmseg batch "$MANIFEST" --model "$MODEL" --out "$OUT" --device cuda:0 \
     --shard "$SLURM_ARRAY_TASK_ID/$SHARDS" &
-trap 'kill -TERM $!' TERM
-wait $! || status=$?
+pid=$!
+trap 'kill -TERM $pid' TERM
+status=0
+wait $pid || status=$?
+# A signal ends `wait`, not the program.
+while kill -0 $pid 2>/dev/null; do
+    status=0
+    wait $pid || status=$?
+done
 # 3: all done, some items have errors in their lines. 1 after a signal: submit again.
 [ $status -eq 3 ] && status=0
 exit $status
