@@ -135,3 +135,49 @@ fn add_weighted(y: &mut [f32], p: &[f32], v: &[f32]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Against the definition in f64: two sequences, pages out of order, a row of nobody's, head sizes with and without a tail.
+    #[test]
+    fn is_softmax_of_products() {
+        for (heads, kv_heads, hd) in [(4, 2, 128), (3, 1, 20)] {
+            let value = |i: usize| ((i * 2_654_435_761) % 1_000_003) as f32 / 500_001.5 - 1.0;
+            let (pages, seq) = ([3, 1, 0, 2, -1, -1], [1, 1, -1, 0, 0, 0]);
+            let positions = [62, 63, 9, 0, 64, 150];
+            let elements = 4 * kv_heads * PAGE * hd;
+            let k: Vec<f32> = (0..elements).map(|i| 3.0 * value(i)).collect();
+            let v: Vec<f32> = (0..elements).map(|i| value(i + 99)).collect();
+            let q: Vec<f32> = (0..seq.len() * heads * hd).map(|i| value(i + 7)).collect();
+            let mut y = vec![f32::NAN; q.len()];
+            let at = Paging {
+                seq: &seq,
+                positions: &positions,
+                pages: &pages,
+                max_pages: 3,
+                kv_heads,
+                head_dim: hd,
+            };
+            attention_paged(&mut y, &q, &k, &v, at);
+            for (i, y) in y.chunks(hd).enumerate() {
+                let (t, g) = (i / heads, i % heads / (heads / kv_heads));
+                let keys = if seq[t] < 0 { 0 } else { positions[t] as usize + 1 };
+                let row = |p: usize| {
+                    let page = pages[seq[t] as usize * 3 + p / PAGE] as usize;
+                    ((page * kv_heads + g) * PAGE + p % PAGE) * hd
+                };
+                let dot = |p: usize| {
+                    (0..hd).map(|d| f64::from(q[i * hd + d]) * f64::from(k[row(p) + d])).sum::<f64>()
+                };
+                let weights: Vec<f64> = (0..keys).map(|p| (dot(p) / (hd as f64).sqrt()).exp()).collect();
+                let sum: f64 = weights.iter().sum();
+                for (d, y) in y.iter().enumerate() {
+                    let exact: f64 = (0..keys).map(|p| weights[p] / sum * f64::from(v[row(p) + d])).sum();
+                    assert!((f64::from(*y) - exact).abs() < 1e-5, "row {t}, element {d}: {y} for {exact}");
+                }
+            }
+        }
+    }
+}

@@ -97,3 +97,46 @@ fn split<'a>(
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Into pages as into one cache: the same q, and each row's key and value in its page.
+    #[test]
+    fn pages_hold_what_a_cache_holds() {
+        let (t, heads, kv_heads, hd) = (4, 4, 2, 8);
+        let qkv: Vec<f32> = (0..t * 8 * hd).map(|i| ((i * 37) % 101) as f32 * 0.1 - 5.0).collect();
+        let freqs = [inv_freq(1e4, hd), inv_freq(3e4, hd)];
+        let (seq, positions, pages) = ([1, 1, -1, 0], [63, 64, 5, 7], [1, 9, 2, 0]);
+        let at =
+            Paging { seq: &seq, positions: &positions, pages: &pages, max_pages: 2, kv_heads, head_dim: hd };
+        let mut q = vec![0.0; t * heads * hd];
+        let [mut k, mut v] = [(); 2].map(|()| vec![9.0; 3 * kv_heads * PAGE * hd]);
+        rope_split_paged(Some(&mut q), &mut k, &mut v, &qkv, at, &freqs.concat(), heads);
+        let mut rest = (k.clone(), v.clone());
+        for i in 0..t {
+            // alone, in row 0 of a cache of one row
+            let d = Heads { heads, kv_heads, cap: 1, head_dim: hd };
+            let rows = Rows { positions: &positions[i..=i], kv_rows: &[0] };
+            let (mut q1, mut k1, mut v1) =
+                (vec![0.0; heads * hd], vec![0.0; kv_heads * hd], vec![0.0; kv_heads * hd]);
+            let freq = &freqs[seq[i].max(0) as usize];
+            rope_split(Some(&mut q1), &mut k1, &mut v1, &qkv[i * 8 * hd..][..8 * hd], rows, freq, d);
+            assert_eq!(q[i * heads * hd..][..heads * hd], q1, "q of row {i}");
+            let page = match i {
+                0 => 2,
+                1 => 0,
+                3 => 1,
+                _ => continue,
+            };
+            for g in 0..kv_heads {
+                let at = ((page * kv_heads + g) * PAGE + positions[i] as usize % PAGE) * hd;
+                assert_eq!((&k[at..at + hd], &v[at..at + hd]), (&k1[g * hd..][..hd], &v1[g * hd..][..hd]));
+                rest.0[at..at + hd].fill(9.0);
+                rest.1[at..at + hd].fill(9.0);
+            }
+        }
+        assert!(rest.0.iter().chain(&rest.1).all(|&x| x == 9.0), "nothing else is written");
+    }
+}
