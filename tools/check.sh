@@ -61,10 +61,11 @@ stage compiler . tools/cuda/fetch
 stage format . cargo fmt --all --check
 stage lints '^(warning|error)|^ +-->|Finished' \
     cargo clippy --locked --release --workspace --all-targets -- -D warnings
+# First, so that no test finds a simulated driver of an earlier build.
+stage driver '^(warning|error)|Finished' cargo build --locked --release -p ptxsim-driver
 stage tests "$results" cargo test --locked --release --workspace --no-fail-fast
 stage ray . tools/python/check
 stage converter . python3 tools/convert/test_to_safetensors.py
-stage driver '^(warning|error)|Finished' cargo build --locked --release -p ptxsim-driver
 stage numba-pycuda . tools/ptxsim/tests/python/run
 if [ "$slow" ]; then
     stage slow-tests "$results" cargo test --locked --release --workspace --no-fail-fast -- --ignored

@@ -629,7 +629,7 @@ impl<'a> Parser<'a> {
                     } else {
                         (1, Name::Reg(base))
                     };
-                    if n + u64::from(base) > MAX_REGS {
+                    if n.saturating_add(u64::from(base)) > MAX_REGS {
                         return Err(Error::parse(self.line, format!("more than {MAX_REGS} registers")));
                     }
                     b.f.regs.extend(std::iter::repeat_n(ty, n as usize));
