@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 /// 12 tiles and the thumbnail, 3,400 tokens, in parts; once more behind its own K and V; and cut into 6 tiles beside it.
 #[test]
-#[ignore = "minutes"]
 fn twelve_tiles() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = Arc::new(common::pieces::checkpoint(folder.path()));
