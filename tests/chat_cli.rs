@@ -142,7 +142,7 @@ fn places_by_text_and_by_mask() {
     let found_box: Vec<f64> =
         found[0]["boxes"][0].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
     for (found, truth) in found_box.iter().zip(truth) {
-        assert!((found - truth as f64).abs() < 5.0, "{found_box:?} {truth:?}");
+        assert!((found - truth as f64).abs() < 5.0 && found.fract() == 0.0, "{found_box:?} {truth:?}");
     }
     assert_eq!((&found[1]["boxes"], &found[1]["by"]), (&serde_json::json!([]), &"mask".into()));
 

@@ -66,9 +66,9 @@ enum By {
     Mask,
 }
 
-/// The places of one expression; `answer` is the model's text, if it wrote one.
+/// The places of one expression, in pixels; `answer` is the model's text, if it wrote one.
 struct Found {
-    places: Result<Vec<Place>>,
+    places: Result<Vec<Pixels>>,
     answer: Option<String>,
 }
 
@@ -103,11 +103,15 @@ fn by_text(args: &Args, mut chat: Chat, picture: &Rgb) -> Result<Vec<Found>> {
         system: None,
         generation: args.generate.generation(),
     };
+    let (w, h) = (picture.width, picture.height);
     let replies = chat.answer(args.expr.iter().map(item).collect());
     Ok(replies
         .into_iter()
         .map(|reply| match reply {
-            Ok(reply) => Found { places: places(&reply.text), answer: Some(reply.text) },
+            Ok(reply) => {
+                let pixels = |found: Vec<Place>| found.into_iter().map(|p| p.pixels(w, h)).collect();
+                Found { places: places(&reply.text).map(pixels), answer: Some(reply.text) }
+            }
             Err(e) => Found { places: Err(e), answer: None },
         })
         .collect())
@@ -116,11 +120,10 @@ fn by_text(args: &Args, mut chat: Chat, picture: &Rgb) -> Result<Vec<Found>> {
 fn by_mask(args: &Args, mut engine: Engine, picture: &Rgb) -> Result<Vec<Found>> {
     let expressions: Vec<&str> = args.expr.iter().map(String::as_str).collect();
     let answers = engine.segment(picture, &expressions, Prompting::Single, false)?.answers;
-    let (w, h) = (picture.width, picture.height);
     let found = |answer: Result<mllmseg::Answer>| {
         let places = answer.map(|a| {
             let found = if a.no_target { None } else { a.mask.bbox() };
-            found.map(|b| Place::of_box(b, w, h)).into_iter().collect()
+            found.map(|b| Pixels::Box(b.map(|v| v as f64))).into_iter().collect()
         });
         Found { places, answer: None }
     };
@@ -132,8 +135,8 @@ fn tell(args: &Args, picture: &Rgb, k: usize, expr: &str, found: &Found, by: By)
     let (w, h) = (picture.width, picture.height);
     let by = if by == By::Text { "text" } else { "mask" };
     let mut line = json!({"image": args.image, "expr": expr, "by": by, "answer": found.answer});
-    let places = match &found.places {
-        Ok(places) => places,
+    let pixels = match &found.places {
+        Ok(pixels) => pixels,
         Err(e) => {
             line["error"] = e.to_string().into();
             if args.json {
@@ -146,7 +149,6 @@ fn tell(args: &Args, picture: &Rgb, k: usize, expr: &str, found: &Found, by: By)
             });
         }
     };
-    let pixels: Vec<Pixels> = places.iter().map(|p| p.pixels(w, h)).collect();
     let stem = args.image.file_stem().map_or_else(|| "image".into(), |s| s.to_string_lossy().into_owned());
     let file = args.out.join(format!("{stem}_{k}_located.png"));
     let none = Mask::new(w, h, vec![0; w * h])?;
