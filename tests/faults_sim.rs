@@ -56,7 +56,7 @@ fn calls() -> BTreeMap<String, u64> {
     let mut engine = engine_with(Options { device: Choice::Sim, ..Options::default() });
     for p in PICTURES {
         let image = picture(&format!("images/{p}"));
-        engine.segment(&image, &EXPRESSIONS, Prompting::Single, true).unwrap();
+        engine.segment(&image, &EXPRESSIONS, Prompting::Single, false).unwrap();
     }
     drop(engine);
     let end = counts(&cuda::simulator_report().unwrap());

@@ -122,12 +122,12 @@ fn mutate(text: &mut Vec<u8>, seeds: &[Vec<u8>], rng: &mut Rng) {
 /// Found by the test below: numbers that wrap around when the registers before them are added.
 #[test]
 fn registers_beyond_any_number_are_refused() {
-    for n in ["-1", "18446744073709551615", "4294967296"] {
+    for n in ["18446744073709551615", "18446744073709551614", "4294967296"] {
         let text = format!(
             ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry k() {{\n.reg .b32 %r<2>;\n.reg .f32 %f<{n}>;\nret;\n}}\n"
         );
         let e = Module::parse(&text).err().map(|e| e.to_string()).unwrap_or_default();
-        assert!(e.contains("registers") || e.contains("number"), "{n}: {e:?}");
+        assert!(e.contains("registers"), "{n}: {e:?}");
     }
 }
 
