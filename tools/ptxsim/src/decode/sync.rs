@@ -350,6 +350,15 @@ impl Decoder<'_> {
         m.has("async");
         m.has("bulk");
         if m.has("prefetch") {
+            if m.has("tensor") {
+                m.one_of(&["1d", "2d", "3d", "4d", "5d"]).ok_or_else(|| m.unknown("1d to 5d"))?;
+                m.has("tile");
+            }
+            if !(m.has("L2") && m.has("global")) {
+                return Err(m.unknown("a prefetch that is not .L2.global"));
+            }
+            m.has("L2::cache_hint");
+            m.done()?;
             self.emit(cf::<mv::Nop>(), Class::Async, &[]);
             return Ok(());
         }

@@ -325,3 +325,22 @@ fn parameters_end_where_they_end() {
         assert_eq!(why.is_none(), fits, "{at}: {why:?}");
     }
 }
+
+#[test]
+fn bulk_prefetches_are_known_and_others_refused() {
+    for (form, operands, known) in [
+        ("L2.global", "[%a], 64", true),
+        ("L2.global.L2::cache_hint", "[%a], 64, %a", true),
+        ("tensor.2d.L2.global.tile", "[%a, {%x, %x}]", true),
+        ("tensor.6d.L2.global", "[%a, {%x, %x}]", false),
+        ("global", "[%a], 64", false),
+        ("L2.global.sideways", "[%a], 64", false),
+    ] {
+        let ptx = format!(
+            ".version 9.0\n.target sm_90a\n.address_size 64\n.visible .entry k(.param .u64 p) {{ .reg .u32 %x; .reg .u64 %a; ld.param.u64 %a, [p]; mov.u32 %x, 0; cp.async.bulk.prefetch.{form} {operands}; ret; }}\n"
+        );
+        let forms = ptxsim::Module::parse(&ptx).unwrap().forms();
+        let found = forms.iter().find(|f| f.text.starts_with("cp.async.bulk.prefetch")).unwrap();
+        assert_eq!(found.unsupported.is_none(), known, "{form}: {:?}", found.unsupported);
+    }
+}
