@@ -351,7 +351,9 @@ pub fn run_here(models: &mut Models, work: Work<impl Iterator<Item = Result<Item
         }
         let writer = scope.spawn(move || write(shared, ordered, &to_write, sink));
         drop((to_decode, ready, masks, to_encode, ended));
-        device(shared, models, &to_run, &answered, &answers);
+        // With lanes, this thread is one more, if it has anything to do.
+        let threads = lanes + usize::from(lanes > 1);
+        device(shared, models, threads, &to_run, &answered, &answers);
         drop((to_run, answered));
         let end = reader.join().expect("the reader returns its errors");
         writer.join().expect("the writer returns its errors");
@@ -442,6 +444,7 @@ enum Said {
 fn device(
     shared: &Shared,
     models: &mut Models,
+    threads: usize,
     from: &Receiver<(Arc<Job>, Ready)>,
     to: &Sender<Piece>,
     answers: &Arc<Budget>,
@@ -453,6 +456,9 @@ fn device(
                 Ready::Expressions(prepared) => masks.push((job, prepared)),
                 Ready::Questions(picture) => words.push((job, picture)),
             }
+        }
+        if !words.is_empty() {
+            shared.stats.stages[2].set_threads(threads);
         }
         let ran = [
             masks.is_empty() || shared.ran(models.engine(), |e| segment(shared, e, masks, to, answers)),

@@ -17,7 +17,7 @@ const STYLE: &str = "body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;m
 h1{font-size:1.5rem;margin:0}p{color:#67758a;margin:.3rem 0 1.5rem}\
 main{display:grid;grid-template-columns:repeat(auto-fill,minmax(280px,1fr));gap:1rem}\
 figure{margin:0;border:1px solid #dde3ea;border-radius:8px;background:#fff;overflow:hidden}\
-figure>a img{display:block;width:100%;height:200px;object-fit:contain;background:#eef1f5}\
+.small img{display:block;width:100%;height:200px;object-fit:contain;background:#eef1f5}\
 figcaption{padding:.6rem .8rem;overflow-wrap:anywhere}h2{font-size:.85rem;margin:0 0 .3rem;color:#67758a;font-weight:500}\
 table{border-collapse:collapse;width:100%}td{padding:.1rem 0;vertical-align:top}td+td{text-align:right;white-space:nowrap;padding-left:.8rem;font-variant-numeric:tabular-nums}\
 .none{color:#67758a}.says,.bad{white-space:normal;text-align:left}.bad{color:#b3261e}\
@@ -69,7 +69,7 @@ impl Page {
                 let file = Settings::overlay_file(n);
                 let _ = write!(
                     self.body,
-                    "<figure><a href=\"#i{n}\"><img src=\"{file}\" loading=lazy alt=\"no overlay\"></a>\
+                    "<figure><a class=small href=\"#i{n}\"><img src=\"{file}\" loading=lazy alt=\"no overlay\"></a>\
                      <a class=large id=\"i{n}\" href=\"#x\"><img src=\"{file}\" loading=lazy alt=\"no overlay\"></a>\
                      <figcaption><h2>{id} · {image}</h2><table>"
                 );
