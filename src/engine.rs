@@ -171,6 +171,8 @@ pub struct Engine {
     options: Options,
     /// Pictures of one run; fewer after memory was short.
     max_images: usize,
+    /// Masks of one run.
+    max_slots: usize,
     session: Option<Session>,
     observer: Observer,
     timings: Timings,
@@ -241,6 +243,10 @@ struct Kept<T> {
 
 /// Bytes of weights that the caches of a CPU hold beside what several threads compute with them.
 const SMALL: u64 = 64 << 20;
+/// Pictures of one run of an engine among several, whose activations stay in its core's caches.
+pub(crate) const LANE_IMAGES: usize = 2;
+/// Masks likewise.
+const LANE_SLOTS: usize = 1;
 /// Plans of one kind that are kept; one more and all are made anew.
 const MAX_KEPT: usize = 32;
 
@@ -306,6 +312,7 @@ impl Engine {
             device,
             options,
             max_images: MAX_IMAGES,
+            max_slots: MAX_SLOTS,
             session: None,
             observer: None,
             timings: Timings::default(),
@@ -334,11 +341,14 @@ impl Engine {
         if small && self.observer.is_none() { rayon::current_num_threads() } else { 1 }
     }
 
-    /// Makes another engine over the same weights, on any thread; with buffers of its own, and nobody who observes it.
+    /// Makes one of several engines over the same weights, on any thread; with buffers of its own, and nobody who observes it.
     pub fn another(&self) -> impl FnOnce() -> Result<Self> + Send + 'static {
         let (checkpoint, tokenizer) = (Arc::clone(&self.checkpoint), Arc::clone(&self.tokenizer));
         let options = self.options;
-        move || Self::of(checkpoint, tokenizer, options, &mut |_, _| ())
+        move || {
+            let engine = Self::of(checkpoint, tokenizer, options, &mut |_, _| ())?;
+            Ok(Self { max_images: LANE_IMAGES, max_slots: LANE_SLOTS, ..engine })
+        }
     }
 
     /// The prompts of this model.
@@ -766,7 +776,7 @@ impl Engine {
         run(self.device.as_mut(), "text", &text.plan, &mut self.timings, &mut self.observer)?;
         let tokens = self.device.read_i32(&text.io.token)?;
 
-        let mut at_once = if savings.packed { MAX_SLOTS } else { 1 };
+        let mut at_once = if savings.packed { self.max_slots } else { 1 };
         let rejected = self.tokenizer.special().rej;
         let first_masks = first_text + text.tensors.len();
         let (sa, t_q) = (&image.io.sa, &text.io.t_q);

@@ -17,7 +17,7 @@ use super::journal::{MASKS, OVERLAYS, Status};
 use super::models::{Host, Models, Ready};
 use super::stats::Stats;
 use crate::chat::{self, Chat, Generation};
-use crate::engine::{MAX_IMAGES, Prepared};
+use crate::engine::{LANE_IMAGES, MAX_IMAGES, Prepared};
 use crate::image::{self, Limits, Rgb};
 use crate::{Answer, Engine, Error, Prompting, Result};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -331,7 +331,7 @@ pub fn run_here(models: &mut Models, work: Work<impl Iterator<Item = Result<Item
         // Where there are lanes, what they do is not for the caller's thread.
         let mut masks = ready.clone();
         if let Some(engine) = models.open_engine().filter(|_| lanes > 1) {
-            let (for_lanes, to_lanes) = bounded((lanes + 1) * MAX_IMAGES);
+            let (for_lanes, to_lanes) = bounded(2 * lanes * LANE_IMAGES);
             masks = for_lanes;
             for _ in 0..lanes {
                 let (from, to, answers) = (to_lanes.clone(), answered.clone(), Arc::clone(&answers));
@@ -483,7 +483,7 @@ fn lane(
         Err(e) => return shared.fail(e),
     };
     while let Ok(first) = from.recv() {
-        let ready = [first].into_iter().chain(from.try_iter().take(MAX_IMAGES - 1));
+        let ready = [first].into_iter().chain(from.try_iter().take(LANE_IMAGES - 1));
         let prepared = |(job, ready)| match ready {
             Ready::Expressions(prepared) => Some((job, prepared)),
             Ready::Questions(_) => None, // they go elsewhere

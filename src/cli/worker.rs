@@ -65,9 +65,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let (send, lines) = bounded(1);
     std::thread::spawn(move || {
         let stdin = BufReader::new(stdin());
-        JsonLines::new(stdin, Path::new("stdin"), PathBuf::new(), Arc::default())
-            .numbered()
-            .try_for_each(|item| send.send(item))
+        for item in JsonLines::new(stdin, Path::new("stdin"), PathBuf::new(), Arc::default()).numbered() {
+            if send.send(item).is_err() {
+                return; // the run has ended
+            }
+        }
     });
     let source = std::iter::from_fn(|| {
         loop {

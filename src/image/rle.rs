@@ -21,17 +21,24 @@ impl Rle {
     pub fn encode(mask: &Mask) -> Result<Rle> {
         let (w, h) = (mask.width, mask.height);
         check_size([h, w])?;
+        // Outside the box around what is set, all are zeros.
+        let [left, top, width, height] = mask.bbox().unwrap_or_default();
         let mut counts = Vec::new();
-        let (mut value, mut run) = (0, 0u32);
-        for x in 0..w {
-            for row in mask.data.chunks_exact(w) {
-                if row[x] != value {
-                    counts.push(run);
-                    (value, run) = (row[x], 0);
-                }
-                run += 1;
+        let (mut value, mut run) = (0, 0);
+        let mut add = |v: u8, n: usize| {
+            if v != value && n > 0 {
+                counts.push(run);
+                (value, run) = (v, 0);
             }
+            run += n as u32;
+        };
+        add(0, left * h);
+        for x in left..left + width {
+            add(0, top);
+            mask.data.chunks_exact(w).skip(top).take(height).for_each(|row| add(row[x], 1));
+            add(0, h - top - height);
         }
+        add(0, (w - left - width) * h);
         counts.push(run);
         Ok(Rle { size: [h, w], counts })
     }
