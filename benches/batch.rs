@@ -6,24 +6,28 @@
 //! The first N items with their first K expressions each. Picture by picture means: read, decode, `Engine::segment`, RLE, and nothing written.
 //! Prints one line of JSON; peak_kb is the process' high-water mark after each part.
 
-use mllmseg::batch::{Batch, Compute, Disk, Found, Item, Picture, Settings, Stats, manifest, run_batch};
+use mllmseg::batch::{
+    Batch, Compute, Disk, Found, Item, Models, Picture, Settings, Stats, manifest, run_batch,
+};
 use mllmseg::image::{Limits, read};
 use mllmseg::{Engine, Options, Prompting};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Instant;
 
+const MODEL: &str = "assets/demo/model";
+
 fn items(manifest: &str, n: usize, k: usize) -> Vec<Item> {
     let input = manifest::open(manifest, &[]).expect("a manifest");
     let cut = |mut item: Item| {
-        item.exprs.truncate(k);
+        item.texts.truncate(k);
         item
     };
     input.items.take(n).map(|item| cut(item.expect("a readable manifest"))).collect()
 }
 
 fn open() -> Engine {
-    Engine::open("assets/demo/model", Options::default()).expect("the demo's model")
+    Engine::open(MODEL, Options::default()).expect("the demo's model")
 }
 
 /// Images in a second.
@@ -32,7 +36,7 @@ fn single(items: &[Item]) -> f64 {
     let mut one = |item: &Item| {
         let Picture::Path { path, .. } = &item.picture else { panic!("a path in each line") };
         let picture = read(path, &Limits::default(), false).expect("a picture");
-        let texts: Vec<&str> = item.exprs.iter().map(String::as_str).collect();
+        let texts: Vec<&str> = item.texts.iter().map(String::as_str).collect();
         let found = engine.segment(&picture, &texts, Prompting::Single, false).expect("answers");
         for answer in found.answers {
             let found = Found::new(&answer.expect("a mask"), false).expect("an RLE");
@@ -67,7 +71,7 @@ fn main() {
     let single_peak = peak_kb();
     let out = tempfile::tempdir().expect("a folder");
     let batch = Batch {
-        model: "assets/demo/model",
+        model: MODEL,
         options: String::new(),
         shard: [0, 1],
         unordered: false,
@@ -77,7 +81,11 @@ fn main() {
     let (stats, position) = (Stats::default(), Arc::new(AtomicU64::new(0)));
     let source = Box::new(items.into_iter().map(Ok));
     let input = manifest::Input { items: source, fingerprint: String::new(), position, length: 0 };
-    let compute = || Ok(Compute::Engine(Box::new(open())));
+    let compute = || {
+        let mut models = Models::open(MODEL, Options::default(), 8192)?;
+        models.engine()?;
+        Ok(Compute::Here(Box::new(models)))
+    };
     run_batch(&batch, input, compute, (&Disk::default(), &stats, &AtomicBool::new(false))).expect("a run");
     let summary = stats.summary();
     let line = serde_json::json!({

@@ -24,7 +24,7 @@ use crate::reference::Precision;
 use crate::text::{Prompts, Tokenizer, UserText};
 use crate::{Error, Result};
 use prepare::Asked;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,7 +45,8 @@ const MASK_STEP: usize = 1 << 12;
 const KV_STEP: usize = 256;
 
 /// How the expressions of one picture are asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Prompting {
     /// One sequence an expression; what one asks for cannot change another's answer.
     #[default]
@@ -238,6 +239,8 @@ struct Kept<T> {
     tensors: Vec<Tensor>,
 }
 
+/// Bytes of weights that the caches of a CPU hold beside what several threads compute with them.
+const SMALL: u64 = 64 << 20;
 /// Plans of one kind that are kept; one more and all are made anew.
 const MAX_KEPT: usize = 32;
 
@@ -278,6 +281,16 @@ impl Engine {
             return Err(Error::usage(model, expected, "one for chat only"));
         }
         let tokenizer = Arc::new(Tokenizer::open(&checkpoint.dir)?);
+        Self::of(checkpoint, tokenizer, options, progress)
+    }
+
+    /// Of a checkpoint that is open.
+    fn of(
+        checkpoint: Arc<Checkpoint>,
+        tokenizer: Arc<Tokenizer>,
+        options: Options,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
         let (model, weights) = Model::bind(&checkpoint)?;
         let (has, ids) = (model.config.llm_config.vocab_size, tokenizer.vocab_size());
         if ids > has {
@@ -314,6 +327,20 @@ impl Engine {
         self.observer = Some(Box::new(observer));
     }
 
+    /// How many engines side by side use the machine best, each on one thread: as many as there are threads if the weights are few and the
+    /// device is the CPU, where operators of a small model are cut into parts that are not worth handing over; else one.
+    pub fn lanes(&self) -> usize {
+        let small = self.options.device == Choice::Cpu && self.weights_bytes() <= SMALL;
+        if small && self.observer.is_none() { rayon::current_num_threads() } else { 1 }
+    }
+
+    /// Makes another engine over the same weights, on any thread; with buffers of its own, and nobody who observes it.
+    pub fn another(&self) -> impl FnOnce() -> Result<Self> + Send + 'static {
+        let (checkpoint, tokenizer) = (Arc::clone(&self.checkpoint), Arc::clone(&self.tokenizer));
+        let options = self.options;
+        move || Self::of(checkpoint, tokenizer, options, &mut |_, _| ())
+    }
+
     /// The prompts of this model.
     ///
     /// # Errors
@@ -326,12 +353,8 @@ impl Engine {
 
     /// What makes requests ready for this engine, on any thread.
     pub fn preprocessor(&self) -> Preprocessor {
-        Preprocessor::new(
-            &self.model,
-            Arc::clone(&self.tokenizer),
-            self.options.user_text,
-            self.options.device,
-        )
+        let (user_text, device) = (self.options.user_text, self.options.device);
+        Preprocessor::new(&self.model.config, Arc::clone(&self.tokenizer), user_text, device)
     }
 
     /// Segments one picture; `keep_probabilities` fills [`Answer::probability`].

@@ -4,10 +4,10 @@ mod common;
 
 use common::demo::{assets, engine, model, picture, run, scenes};
 use mllmseg::batch::{
-    Batch, Compute, Disk, Fault, Outcome, Record, RunEnd, Settings, Stats, manifest, run_batch,
+    Batch, Compute, Disk, Fault, Models, Outcome, Record, RunEnd, Settings, Stats, manifest, run_batch,
 };
 use mllmseg::image::Rle;
-use mllmseg::{Error, Prompting};
+use mllmseg::{Error, Options, Prompting};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
@@ -239,7 +239,7 @@ fn failures_stay_with_their_items() {
             .iter()
             .filter_map(|r| match &r.outcome {
                 Outcome::Failed { error } => Some(error),
-                Outcome::Mask(_) => None,
+                _ => None,
             })
             .collect();
         assert!(errors.iter().all(|e| e.message.contains(said)), "{of:?}");
@@ -398,7 +398,7 @@ fn on_disk(manifest: &Path, out: &Path, disk: &Disk) -> mllmseg::Result<RunEnd> 
         settings,
     };
     let input = manifest::open(&manifest.display().to_string(), &[])?;
-    let compute = || Ok(Compute::Engine(Box::new(engine())));
+    let compute = || Ok(Compute::Here(Box::new(Models::open(&model, Options::default(), 8192)?)));
     run_batch(&batch, input, compute, (disk, &Stats::default(), &AtomicBool::new(false)))
 }
 
@@ -488,7 +488,7 @@ fn a_fault_ends_its_worker_only() {
         .iter()
         .filter_map(|r| match &r.outcome {
             Outcome::Failed { error } => Some(error),
-            Outcome::Mask(_) => None,
+            _ => None,
         })
         .collect();
     assert!((1..11).contains(&failed.len()), "{} of 12 failed", failed.len());

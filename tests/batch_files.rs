@@ -23,7 +23,7 @@ fn line(item: &Item) -> String {
         Picture::Path { name, path } => format!("{name} at {}", tail(&path.to_string_lossy())),
         Picture::Bad(failure) => format!("bad: {}", tail(&failure.message)),
     };
-    format!("{} {} | {picture} | {}", item.index, item.id, item.exprs.join("; "))
+    format!("{} {} | {picture} | {}", item.index, item.id, item.texts.join("; "))
 }
 
 /// Without the folders of this machine.
@@ -49,11 +49,11 @@ fn parquet_files_of_the_hub_become_items() {
         [
             "0 10 | 0.png with 77 bytes | the left one; näher",
             "1 11 | 1.png with 77 bytes | the left one",
-            "2 12 | bad: 2.png: expected at least one expression, found none | ",
+            "2 12 | bad: 2.png: expected at least one expression or question, found none | ",
             "3 13 | 3.png at 3.png | x",
             "4 14 | bad: hub.parquet#4: expected a picture's bytes or path, found neither | y",
             "5 \"a\" | plain.parquet#0 with 77 bytes | one",
-            "6 \"b\" | bad: plain.parquet#1: expected at least one expression, found none | ",
+            "6 \"b\" | bad: plain.parquet#1: expected at least one expression or question, found none | ",
             "7 null | sentences.parquet#0 with 77 bytes | the dog; It",
         ]
     );
@@ -145,7 +145,7 @@ fn tar_shards_become_items() {
             "0 {\"n\":7} | a with 5 bytes | one; two".to_string(),
             "1 \"0/b\" | b with 3 bytes | three; four".into(),
             "2 \"1/b\" | b with 4 bytes | dog".into(),
-            "3 \"c\" | bad: 0.tar#c: expected at least one expression, found none | ".into(),
+            "3 \"c\" | bad: 0.tar#c: expected at least one expression or question, found none | ".into(),
             "4 \"d\" | bad: 0.tar#d: expected a picture (jpg, jpeg, png, webp, bmp, tif, tiff, gif), found none | five; seven".into(),
             "5 \"e\" | bad: 0.tar#e: expected JSON, found key must be a string at line 1 column 2 | ".into(),
             format!("6 \"{long}\" | 0.tar#{long} with 2 bytes | long"),

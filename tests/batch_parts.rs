@@ -2,9 +2,15 @@
 
 use mllmseg::batch::journal::{JOURNAL, Output, PARTIAL, RESULTS, Run};
 use mllmseg::batch::manifest::JsonLines;
-use mllmseg::batch::{Counts, Disk, Failure, Item, Kind, Picture, Status};
+use mllmseg::batch::{
+    Ask, Batch, Compute, Counts, Disk, Failure, Item, Kind, Picture, Settings, Stats, Status, Worker,
+    manifest, run_batch,
+};
+use mllmseg::{Error, Prompting, Result};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 fn run(unordered: bool) -> Run {
     Run { source: "s".into(), model: "m".into(), options: "o".into(), unordered, shard: [0, 1] }
@@ -111,13 +117,31 @@ fn lines_become_items() {
     );
     assert_eq!(found.iter().map(|i| i.index).collect::<Vec<_>>(), [0, 1, 2]);
     assert_eq!(found[0].id.to_string(), "{\"a\":[1]}");
-    assert_eq!(found[0].exprs, ["one", "two"]);
+    assert_eq!(found[0].texts, ["one", "two"]);
     let Picture::Path { name, path } = &found[0].picture else { panic!("{:?}", found[0]) };
     assert_eq!((name.as_str(), path.to_str().unwrap()), ("x/y.png", "/data/x/y.png"));
     let Picture::Bytes { bytes, .. } = &found[1].picture else { panic!("{:?}", found[1]) };
     assert_eq!((&bytes[..], found[1].id.is_null()), (&[0u8, 1, 2][..], true));
     let Picture::Path { path, .. } = &found[2].picture else { panic!("{:?}", found[2]) };
     assert_eq!(path.to_str().unwrap(), "/z.png");
+    assert!(found.iter().all(|i| i.ask == Ask::Expressions));
+    let found = items(
+        "{\"image\":\"a\",\"question\":\"Who?\"}\n{\"image\":\"a\",\"questions\":[\"Who?\",\"Where?\"]}",
+    );
+    assert_eq!(found.iter().map(|i| i.texts.join(" ")).collect::<Vec<_>>(), ["Who?", "Who? Where?"]);
+    assert!(found.iter().all(|i| i.ask == Ask::Questions));
+}
+
+/// What only a worker's lines may say.
+#[test]
+fn workers_lines_say_place_name_and_how() {
+    let line =
+        "{\"index\":9,\"name\":\"n\",\"image\":\"/a\",\"exprs\":[\"b\"],\"ask\":{\"as\":\"reasoning\"}}";
+    let lines = || JsonLines::new(line.as_bytes(), "stdin".as_ref(), "".into(), Arc::default());
+    let item = lines().numbered().next().unwrap().unwrap();
+    assert_eq!((item.index, item.picture.name(), item.ask), (9, "n", Ask::As(Prompting::Reasoning)));
+    let item = lines().next().unwrap().unwrap();
+    assert_eq!((item.index, item.picture.name(), item.ask), (0, "/a", Ask::Expressions));
 }
 
 #[test]
@@ -129,7 +153,9 @@ fn a_bad_line_is_an_item_that_says_why() {
         ("\u{0}\u{1}", "null", "m.jsonl:1"),
         ("{\"id\":5,\"image\":\"a.png\"}", "5", "at least one expression"),
         ("{\"id\":5,\"image\":\"a.png\",\"exprs\":[]}", "5", "at least one expression"),
-        ("{\"id\":5,\"image\":\"a.png\",\"exprs\":[\"a\"],\"expr\":\"b\"}", "5", "found both"),
+        ("{\"id\":5,\"image\":\"a.png\",\"exprs\":[\"a\"],\"expr\":\"b\"}", "5", "found 2"),
+        ("{\"id\":5,\"image\":\"a.png\",\"questions\":[\"a\"],\"expr\":\"b\"}", "5", "found 2"),
+        ("{\"id\":5,\"image\":\"a.png\",\"questions\":[]}", "5", "at least one expression or question"),
         ("{\"id\":5,\"expr\":\"b\"}", "5", "found neither"),
         ("{\"id\":5,\"image\":\"a\",\"image_b64\":\"AA==\",\"expr\":\"b\"}", "5", "found both"),
         ("{\"id\":5,\"image_b64\":\"*\",\"expr\":\"b\"}", "5", "base64"),
@@ -142,4 +168,65 @@ fn a_bad_line_is_an_item_that_says_why() {
         assert!(message.contains(said), "{message}");
         assert!(matches!(found[1].picture, Picture::Path { .. }) && found[1].index == 1);
     }
+}
+
+/// Six items, of which the fourth is poison, through workers that are shell scripts; the whole results, or why the run failed.
+fn through(scripts: &[&str]) -> Result<String> {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("m.jsonl");
+    let expr = |i| if i == 3 { "poison" } else { "fine" };
+    let line = |i| format!("{{\"id\":{i},\"image\":\"a.png\",\"expr\":\"{}\"}}\n", expr(i));
+    std::fs::write(&source, (0..6).map(line).collect::<String>()).unwrap();
+    let timeout = Some(Duration::from_secs(2));
+    let batch = Batch {
+        model: "m",
+        options: String::new(),
+        shard: [0, 1],
+        unordered: false,
+        restart: false,
+        settings: Settings { out: dir.path().join("out"), timeout, ..Settings::default() },
+    };
+    let worker = |(n, script): (usize, &&str)| Worker {
+        device: format!("fake{n}"),
+        command: ["sh", "-c", script].map(Into::into).to_vec(),
+    };
+    let workers = scripts.iter().enumerate().map(worker).collect();
+    let input = manifest::open(source.to_str().unwrap(), &[])?;
+    let (disk, stats, stop) = (Disk::default(), Stats::default(), AtomicBool::new(false));
+    let end = run_batch(&batch, input, || Ok(Compute::Workers(workers)), (&disk, &stats, &stop))?;
+    assert!(end.complete);
+    Ok(std::fs::read_to_string(dir.path().join("out").join(RESULTS)).unwrap())
+}
+
+/// A worker that hangs is ended, and what it had is tried once more, alone. One item hangs every worker: it is reported, and no other.
+#[test]
+fn a_worker_that_hangs_is_ended() {
+    let answers = |poison: &str| {
+        let say = r#"s/.*"index":\([0-9]*\).*/{"index":\1}\n{"done":\1,"status":"done","device_s":0}/p"#;
+        format!("echo '{{\"ready\":\"fake\"}}'; exec sed -u -n -e '{poison}' -e '{say}'")
+    };
+    let record = |i: usize| format!("{{\"index\":{i}}}");
+    // It says nothing of the poison and takes it for done with; nor does it end before its input does.
+    let (hangs, works) = (answers("/poison/d"), answers(""));
+    for scripts in [&[&hangs[..], &hangs][..], &[&hangs]] {
+        let found = through(scripts).unwrap();
+        let lines: Vec<&str> = found.lines().collect();
+        assert_eq!(lines.len(), 6, "{found}");
+        for i in [0, 1, 2, 4, 5] {
+            assert_eq!(lines[i], record(i));
+        }
+        assert!(lines[3].contains("no answer for 2 s") && lines[3].contains("\"transient\""), "{found}");
+        assert!(lines[3].contains("found one that ended, 2 times"), "{found}");
+    }
+    // Another device makes it good; also where one never is ready, or does not end with its input.
+    let never = "exec sleep 600";
+    let stays = format!("{}; exec sleep 600", works.replace("exec ", ""));
+    for scripts in [&[&hangs[..], &works][..], &[never, &works], &[&stays]] {
+        assert_eq!(
+            through(scripts).unwrap().lines().collect::<Vec<_>>(),
+            (0..6).map(record).collect::<Vec<_>>()
+        );
+    }
+    let e = through(&[never]).err().unwrap();
+    assert!(matches!(&e, Error::Device { found, .. } if found.contains("no answer for 2 s")), "{e}");
 }

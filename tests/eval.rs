@@ -423,13 +423,13 @@ fn the_published_prompt_holds_the_ground_truth_where_it_is_decided() {
 fn eval_answers_counts_and_continues() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("eval");
-    let eval = |extra: &[&str]| {
+    let eval_in = |out: &Path, extra: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mllmseg"));
         command
             .args(["eval", "--model", "assets/demo/model", "--data"])
             .arg(data("eval"))
             .arg("--out")
-            .arg(&out);
+            .arg(out);
         if !extra.contains(&"--images") {
             command.args(["--images", "assets/demo/images"]);
         }
@@ -441,6 +441,7 @@ fn eval_answers_counts_and_continues() {
             String::from_utf8(output.stderr).unwrap(),
         )
     };
+    let eval = |extra: &[&str]| eval_in(&out, extra);
     let asked = ["--dataset", "grefcoco", "--split", "testA,testB", "--protocol", "upstream,deploy,rela"];
     let (code, table, errors) = eval(&asked);
     assert_eq!(code, Some(0), "{errors}");
@@ -476,6 +477,14 @@ fn eval_answers_counts_and_continues() {
     std::fs::write(&results, &whole[..whole.len() - 20]).unwrap();
     assert_eq!(eval(&asked).1, table);
     assert_eq!(std::fs::read(&results).unwrap(), whole);
+    // The same from a process for each of several devices.
+    let elsewhere = folder.path().join("workers");
+    let (code, workers, errors) = eval_in(&elsewhere, &[&asked[..], &["--device", "cpu,cpu"]].concat());
+    assert_eq!((code, workers), (Some(0), table), "{errors}");
+    for how in ["single", "joint"] {
+        let file = format!("grefcoco_unc_testA_{how}/results.jsonl");
+        assert!(std::fs::read(elsewhere.join(&file)).unwrap() == std::fs::read(out.join(&file)).unwrap());
+    }
     // A picture that is not there: its expressions are in no figure.
     let (code, table, errors) = eval(&["--dataset", "refcoco+", "--split", "val", "--images", "nowhere"]);
     assert_eq!(code, Some(3), "{errors}");

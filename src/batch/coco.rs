@@ -67,6 +67,6 @@ fn scalar(id: Value) -> Value {
 fn size(record: &Record) -> Option<[usize; 2]> {
     match &record.outcome {
         Outcome::Mask(found) => Some(found.segmentation.size),
-        Outcome::Failed { .. } => None,
+        _ => None,
     }
 }

@@ -1,9 +1,11 @@
 //! What a run would do: every record, every picture's header, every expression's tokens are looked at, and nothing is computed.
 
-use super::item::{Failure, Item, Picture};
+use super::item::{Ask, Failure, Item, Picture};
+use super::models::Models;
 use super::pipeline::{Settings, WINDOW};
-use crate::engine::{MAX_IMAGES, Preprocessor};
-use crate::{Engine, Error, Result};
+use crate::engine::MAX_IMAGES;
+use crate::ops::PAGE;
+use crate::{Error, Result};
 use serde::Serialize;
 
 /// Problems that are kept to be shown.
@@ -18,7 +20,11 @@ pub struct DryRun {
     pub items: u64,
     /// Their expressions.
     pub expressions: u64,
-    /// Rows of text of all of them, and of the item with the most.
+    /// Their questions.
+    pub questions: u64,
+    /// Tokens of the longest prompt of a question, the picture's included.
+    pub most_tokens: usize,
+    /// Rows of text of all expressions, and of the item with the most.
     pub rows: u64,
     #[allow(missing_docs)]
     pub most_rows: usize,
@@ -34,17 +40,16 @@ pub struct DryRun {
     pub host_bytes: u64,
 }
 
-/// Looks at the wanted items of a source.
+/// Looks at the wanted items of a source. Opens no device but the CPU's memory, to say what a run needs.
 ///
 /// # Errors
-/// Those of the source and of the model's prompts.
+/// Those of the source, of the model's prompts, and of opening the model.
 pub fn dry_run(
-    engine: &Engine,
+    models: &mut Models,
     source: impl Iterator<Item = Result<Item>>,
     wanted: impl Fn(u64) -> bool,
     settings: &Settings,
 ) -> Result<DryRun> {
-    let preprocessor = engine.preprocessor();
     let mut found = DryRun::default();
     for item in source {
         let item = item?;
@@ -52,31 +57,39 @@ pub fn dry_run(
             continue;
         }
         found.items += 1;
-        found.expressions += item.exprs.len() as u64;
-        if let Err(failure) = look(&preprocessor, &item, settings, &mut found) {
+        let n = item.texts.len() as u64;
+        *if item.ask == Ask::Questions { &mut found.questions } else { &mut found.expressions } += n;
+        if let Err(failure) = look(models, &item, settings, &mut found) {
             found.failing += 1;
             if found.problems.len() < SHOWN {
                 found.problems.push((item.index, failure));
             }
         }
     }
-    // A run: as many pictures as are taken together, as much text as they have on average or the largest item.
-    let average = (found.rows as usize).div_ceil(found.items.max(1) as usize);
-    let rows = (MAX_IMAGES * average).max(found.most_rows).clamp(1, 2048);
-    let pixels = (MASKS as u64 * found.most_pixels).clamp(1, 256 << 20).max(found.most_pixels) as usize;
-    found.device_bytes = vec![("weights", engine.weights_bytes())];
-    found.device_bytes.extend(engine.memory_plan([MAX_IMAGES, rows, MASKS, pixels])?);
+    if found.expressions > 0 {
+        // A run: as many pictures as are taken together, as much text as they have on average or the largest item.
+        let average = (found.rows as usize).div_ceil(found.items.max(1) as usize);
+        let rows = (MAX_IMAGES * average).max(found.most_rows).clamp(1, 2048);
+        let pixels = (MASKS as u64 * found.most_pixels).clamp(1, 256 << 20).max(found.most_pixels) as usize;
+        let engine = models.engine()?;
+        found.device_bytes.push(("weights", engine.weights_bytes()));
+        found.device_bytes.extend(engine.memory_plan([MAX_IMAGES, rows, MASKS, pixels])?);
+    }
+    if found.questions > 0 {
+        let checkpoint = models.host().checkpoint();
+        let weights = checkpoint.all_tensors().filter(|t| !t.name.starts_with("res_decoder."));
+        found.device_bytes.push(("weights for questions", weights.map(|t| t.bytes as u64).sum()));
+        let c = &checkpoint.config.llm_config;
+        let row = c.num_hidden_layers * 2 * c.num_key_value_heads * c.head_dim();
+        let tokens = models.cache_tokens().next_multiple_of(PAGE);
+        found.device_bytes.push(("K/V cache of questions (f32)", (tokens * row * size_of::<f32>()) as u64));
+    }
     let item = found.most_pixels * (3 + MASKS as u64);
     found.host_bytes = settings.bytes.min(item.saturating_mul(WINDOW as u64)).max(item);
     Ok(found)
 }
 
-fn look(
-    preprocessor: &Preprocessor,
-    item: &Item,
-    settings: &Settings,
-    found: &mut DryRun,
-) -> Result<(), Failure> {
+fn look(models: &Models, item: &Item, settings: &Settings, found: &mut DryRun) -> Result<(), Failure> {
     let name = item.picture.name();
     let size = match &item.picture {
         Picture::Bad(failure) => return Err(failure.clone()),
@@ -100,11 +113,21 @@ fn look(
         return Err(Failure::permanent(format!("{name}: expected 1 to {most} pixels, found {found}")));
     }
     found.most_pixels = found.most_pixels.max(pixels);
-    let exprs: Vec<&str> = item.exprs.iter().map(String::as_str).collect();
-    let (rows, unusable) = preprocessor.rows(&exprs, settings.prompting).map_err(|e| Failure::from(&e))?;
-    found.rows += rows as u64;
-    found.most_rows = found.most_rows.max(rows);
-    unusable.first().map_or(Ok(()), |(_, e)| Err(Failure::from(e)))
+    let (rows, unusable) =
+        models.host().rows(item, [size.width, size.height], settings).map_err(|e| Failure::from(&e))?;
+    if item.ask != Ask::Questions {
+        found.rows += rows as u64;
+        found.most_rows = found.most_rows.max(rows);
+    } else {
+        found.most_tokens = found.most_tokens.max(rows);
+        let most = models.cache_tokens();
+        if rows >= most {
+            return Err(Failure::permanent(format!(
+                "{name}: expected fewer tokens in a prompt than the K/V cache holds ({most}: --cache-tokens), found {rows}"
+            )));
+        }
+    }
+    unusable.map_or(Ok(()), Err)
 }
 
 impl std::fmt::Display for DryRun {
@@ -119,6 +142,9 @@ impl std::fmt::Display for DryRun {
             self.most_rows,
             self.most_pixels as f64 / 1e6
         )?;
+        if self.questions > 0 {
+            writeln!(f, "{} questions, {} tokens in the longest prompt", self.questions, self.most_tokens)?;
+        }
         writeln!(f, "{} items would fail", self.failing)?;
         let total: u64 = self.device_bytes.iter().map(|b| b.1).sum();
         let parts: Vec<String> =

@@ -1,6 +1,8 @@
-//! What goes into a batch and what comes out: one picture with its expressions; one record an expression.
+//! What goes into a batch and what comes out: one picture with its expressions or questions; one record for each of them.
 
+use crate::chat::{Finish, Reply};
 use crate::image::{Mask, Rle};
+use crate::text::TokenId;
 use crate::{Answer, Error, Prompting, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -15,8 +17,10 @@ pub struct Item {
     pub id: Value,
     /// The picture, or why there is none.
     pub picture: Picture,
-    /// What is asked, in order.
-    pub exprs: Vec<String>,
+    /// What is asked, in order: expressions or questions.
+    pub texts: Vec<String>,
+    /// How.
+    pub ask: Ask,
 }
 
 /// Where an item's picture comes from.
@@ -42,13 +46,19 @@ impl Picture {
     }
 }
 
-/// How a picture's expressions are asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// How an item's texts are asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Ask {
-    /// In one of the usual ways.
+    /// As expressions, in the way that the run's settings say.
+    #[default]
+    Expressions,
+    /// As expressions, in this way.
     As(Prompting),
-    /// As the published evaluation does, with `[REJ]` forced where this says that there is no target.
+    /// As expressions, as the published evaluation does, with `[REJ]` forced where this says that there is no target.
     Published(Vec<bool>),
+    /// As questions, each on its own, that are answered in words.
+    Questions,
 }
 
 /// Items in order. A record of the source that cannot be used is an item with [`Picture::Bad`]; an `Err` is the source's own end (its file
@@ -65,7 +75,7 @@ pub enum Kind {
     Transient,
 }
 
-/// Why something has no mask.
+/// Why something has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// Whether trying again may help.
@@ -102,7 +112,7 @@ impl From<&Error> for Failure {
     }
 }
 
-/// The answer about one expression of one item: a line of `results.jsonl`. It holds nothing that depends on timing.
+/// The answer to one expression or question of one item: a line of `results.jsonl`. It holds nothing that depends on timing.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
     /// The item's place in the source.
@@ -114,17 +124,22 @@ pub struct Record {
     /// The expression as it was given; none on the record of an item that was not asked anything.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub expr: Option<String>,
-    /// The mask or why there is none.
+    /// The question as it was given.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub question: Option<String>,
+    /// The answer or why there is none.
     #[serde(flatten)]
     pub outcome: Outcome,
 }
 
-/// What became of one expression.
+/// What became of one expression or question.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Outcome {
     /// A mask, empty if the model says that nothing fits.
     Mask(Found),
+    /// A question's answer.
+    Text(Said),
     /// None.
     #[allow(missing_docs)]
     Failed { error: Failure },
@@ -146,6 +161,23 @@ pub struct Found {
     /// The mask's PNG file, relative to the folder of the results, if one was asked for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub mask: Option<String>,
+}
+
+/// An answer in words as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Said {
+    /// Without special tokens.
+    pub answer: String,
+    /// Why it ended.
+    pub finish: Finish,
+    /// Its token ids, the stop token included.
+    pub tokens: Vec<TokenId>,
+}
+
+impl From<Reply> for Said {
+    fn from(r: Reply) -> Self {
+        Self { answer: r.text, finish: r.finish, tokens: r.tokens }
+    }
 }
 
 /// COCO's compressed RLE.

@@ -3,11 +3,13 @@
 //! ```text
 //! {"id": any JSON, "image": "cats.jpg", "exprs": ["the left cat", "the right cat"]}
 //! {"id": 17, "image_b64": "iVBORw0KG...", "expr": "the dog"}
+//! {"image": "cats.jpg", "question": "How many cats are there?"}
+//! {"image": "cats.jpg", "questions": ["How many cats are there?", "What is beside them?"]}
 //! ```
 //! `id` may be left out; other members are ignored. A path that is not absolute starts at the manifest's folder. A line that is none of these is an
 //! item that fails, not the end of the run.
 
-use super::item::{Failure, Item, Picture, Source};
+use super::item::{Ask, Failure, Item, Picture, Source};
 use super::{parquet, tar};
 use crate::{Error, Result};
 use base64::Engine as _;
@@ -146,7 +148,8 @@ fn pictures(paths: Vec<PathBuf>, exprs: &[String]) -> Input {
             index,
             id: name.clone().into(),
             picture: Picture::Path { name, path },
-            exprs: exprs.clone(),
+            texts: exprs.clone(),
+            ask: Ask::Expressions,
         })
     });
     Input { items: Box::new(items), fingerprint, position, length }
@@ -203,7 +206,7 @@ impl<R: BufRead> JsonLines<R> {
         Self { reader, path: path.into(), folder, position, index: 0, line: 0, ended: false, numbered: false }
     }
 
-    /// Lets a line say its item's place, `index`, and what its records call the picture, `name`: for workers.
+    /// Lets a line say its item's place, `index`, what its records call the picture, `name`, and how it is asked, `ask`: for workers.
     #[must_use]
     pub fn numbered(self) -> Self {
         Self { numbered: true, ..self }
@@ -278,10 +281,13 @@ impl<R: BufRead> Iterator for JsonLines<R> {
         let index = self.index;
         self.index += 1;
         let at = || format!("{}:{}", self.path.display(), self.line);
-        let bad = |id, failure| Item { index, id, picture: Picture::Bad(failure), exprs: Vec::new() };
+        let bad = |id, failure| {
+            let (picture, texts) = (Picture::Bad(failure), Vec::new());
+            Item { index, id, picture, texts, ask: Ask::Expressions }
+        };
         let parsed = line.and_then(|line| parse(&line, &at)).map(|line| match self.numbered {
             true => line,
-            false => Line { index: None, name: None, ..line },
+            false => Line { index: None, name: None, ask: None, ..line },
         });
         Some(Ok(match parsed {
             Ok(line) => match line.item(index, &self.folder, &at) {
@@ -297,18 +303,22 @@ impl<R: BufRead> Iterator for JsonLines<R> {
 struct Line {
     #[serde(default)]
     id: Value,
-    /// For workers: the item's place, and what its records call the picture.
+    /// For workers: the item's place, what its records call the picture, and how its expressions are asked.
     index: Option<u64>,
     name: Option<String>,
+    ask: Option<Ask>,
     image: Option<String>,
     image_b64: Option<String>,
     exprs: Option<Vec<String>>,
     expr: Option<String>,
+    questions: Option<Vec<String>>,
+    question: Option<String>,
 }
 
 fn parse(line: &[u8], at: &impl Fn() -> String) -> std::result::Result<Line, Failure> {
     serde_json::from_slice(line).map_err(|e| {
-        let expected = "a JSON object with `image` or `image_b64`, and `exprs` or `expr`";
+        let expected =
+            "a JSON object with `image` or `image_b64`, and `exprs`, `expr`, `questions` or `question`";
         Failure::permanent(format!("{}: expected {expected}, found {e}", at()))
     })
 }
@@ -324,12 +334,20 @@ impl Line {
             Failure::permanent(format!("{}: expected {expected}, found {found}", at()))
         };
         let (id, index) = (self.id, self.index.unwrap_or(index));
-        let exprs = match (self.exprs, self.expr) {
-            (Some(exprs), None) if !exprs.is_empty() => exprs,
-            (None, Some(expr)) => vec![expr],
-            (Some(_), Some(_)) => return Err((id, bad("one of `exprs` and `expr`", "both"))),
-            _ => return Err((id, bad("at least one expression in `exprs` or `expr`", "none"))),
+        let (expr, question) = (self.expr.map(|e| vec![e]), self.question.map(|q| vec![q]));
+        let expressions = self.exprs.into_iter().chain(expr).map(|texts| (texts, Ask::Expressions));
+        let questions = self.questions.into_iter().chain(question).map(|texts| (texts, Ask::Questions));
+        let mut asked: Vec<_> = expressions.chain(questions).collect();
+        if asked.len() > 1 {
+            let expected = "one of `exprs`, `expr`, `questions` and `question`";
+            return Err((id, bad(expected, &asked.len().to_string())));
+        }
+        let Some((texts, ask)) = asked.pop().filter(|(texts, _)| !texts.is_empty()) else {
+            let expected =
+                "at least one expression or question in `exprs`, `expr`, `questions` or `question`";
+            return Err((id, bad(expected, "none")));
         };
+        let ask = self.ask.filter(|_| ask == Ask::Expressions).unwrap_or(ask);
         let picture = match (self.image, self.image_b64) {
             (Some(image), None) => {
                 Picture::Path { path: folder.join(&image), name: self.name.unwrap_or(image) }
@@ -344,6 +362,6 @@ impl Line {
             (Some(_), Some(_)) => return Err((id, bad("one of `image` and `image_b64`", "both"))),
             (None, None) => return Err((id, bad("`image` or `image_b64`", "neither"))),
         };
-        Ok(Item { index, id, picture, exprs })
+        Ok(Item { index, id, picture, texts, ask })
     }
 }

@@ -1,4 +1,4 @@
-//! Many pictures with their expressions, unattended: a source of items, a pipeline around the engine, results that survive anything.
+//! Many pictures with their expressions and questions, unattended: a source of items, a pipeline around the engine, results that survive anything.
 //!
 //! | file | is |
 //! | --- | --- |
@@ -7,6 +7,7 @@
 //! | [`tar`], [`parquet`] | sources of many items a file; results as Parquet |
 //! | [`coco`] | results as an instances file of COCO's |
 //! | `run` | a whole run: source, pipeline, results |
+//! | `models` | the checkpoint, opened for expressions and for questions |
 //! | `pipeline` | the stages and their threads |
 //! | [`workers`] | a process for each device instead of the stages |
 //! | [`journal`] | results on disk: continued after any end, finished with the same bytes |
@@ -22,6 +23,7 @@ pub mod item;
 pub mod journal;
 pub mod manifest;
 mod merge;
+mod models;
 pub mod parquet;
 mod pipeline;
 pub(crate) mod records;
@@ -34,10 +36,11 @@ pub mod workers;
 
 pub use disk::{Disk, Fault};
 pub use dry_run::{DryRun, dry_run};
-pub use item::{Ask, Failure, Found, Item, Kind, Outcome, Picture, Record, Segmentation, Source};
+pub use item::{Ask, Failure, Found, Item, Kind, Outcome, Picture, Record, Said, Segmentation, Source};
 pub use journal::{Counts, Status};
 pub use merge::merge;
-pub use pipeline::{End, Ended, Settings, run_engine};
+pub use models::Models;
+pub use pipeline::{End, Ended, Questions, Settings, Work, run_here};
 pub use report::report;
 pub use run::{Batch, Compute, RunEnd, run_batch};
 pub use stats::{STAGES, StageSummary, Stats, Summary};

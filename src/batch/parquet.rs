@@ -3,14 +3,14 @@
 //! | column | is |
 //! | --- | --- |
 //! | `image` | a picture file's bytes, `struct<bytes, path>` (as the hub's viewer shows pictures), or a path beside the file |
-//! | `exprs`, `expr`, or another name of expressions (`captions`, `sentences`, `text`, ...) | a string, a list of strings, or a list of structs with `sent` or `raw` |
+//! | `exprs`, `expr`, or another name of expressions (`captions`, `sentences`, `text`, ...); if there is none, `questions` or `question` | a string, a list of strings, or a list of structs with `sent` or `raw` |
 //! | `id` | a string or an integer, if it is there |
 //!
-//! Other columns are not read. A row without a picture, or without expressions, is an item that fails. Compression: none, Snappy, gzip, Zstandard.
+//! Other columns are not read. A row without a picture, or without expressions or questions, is an item that fails. Compression: none, Snappy, gzip, Zstandard.
 
-use super::item::{Failure, Outcome, Picture, Record, Source};
+use super::item::{Ask, Failure, Kind, Outcome, Picture, Record, Source};
 use super::records::{replace, walk};
-use super::shards::{EXPRESSIONS, Items, spawn, strings};
+use super::shards::{EXPRESSIONS, Items, QUESTIONS, spawn, strings};
 use crate::image::Limits;
 use crate::{Error, Result};
 use parquet::basic::{Compression, ZstdLevel};
@@ -81,7 +81,9 @@ fn read_file(path: &Path, exprs: &[String], position: &AtomicU64, items: &mut It
     let Some(image) = image else {
         return Err(Error::file(path, "a column `image`", format!("columns {}", names())));
     };
-    let texts = EXPRESSIONS.iter().find_map(|n| find(n)).filter(|_| exprs.is_empty());
+    let texts = EXPRESSIONS.iter().chain(&QUESTIONS).find_map(|n| find(n)).filter(|_| exprs.is_empty());
+    let questions = texts.as_ref().is_some_and(|t| QUESTIONS.contains(&t.name()));
+    let ask = if questions { Ask::Questions } else { Ask::Expressions };
     if exprs.is_empty() && texts.is_none() {
         let expected = format!("a column of expressions ({}), or --expr", EXPRESSIONS.join(", "));
         return Err(Error::file(path, expected, format!("columns {}", names())));
@@ -105,7 +107,7 @@ fn read_file(path: &Path, exprs: &[String], position: &AtomicU64, items: &mut It
             }
         }
         let missing = || bad(path, number, "expected a picture, found none");
-        if !items.push(name_of_row, picture.unwrap_or_else(missing), found) {
+        if !items.push(name_of_row, picture.unwrap_or_else(missing), (found, ask.clone())) {
             return Ok(false);
         }
     }
@@ -177,7 +179,7 @@ fn group(row: &Row) -> Value {
     Value::Object(row.get_column_iter().map(|(name, field)| (name.clone(), plain(field))).collect())
 }
 
-/// A row an expression. What has no mask has no values in the columns of the mask.
+/// A row an expression or question. What has no mask has no values in the columns of the mask.
 const SCHEMA: &str = "message results {
     required int64 index;
     required binary id (string);
@@ -195,6 +197,8 @@ const SCHEMA: &str = "message results {
     optional boolean no_target;
     optional binary error (string);
     optional binary error_kind (string);
+    optional binary question (string);
+    optional binary answer (string);
 }";
 
 /// Writes `path` from the records in `results`, whole or not at all: a row an expression, `id` as JSON, the mask as COCO's compressed RLE
@@ -238,11 +242,15 @@ fn write_rows(
     let bytes = |s: &str| ByteArray::from(s.as_bytes().to_vec());
     let found = |r: &Record| match &r.outcome {
         Outcome::Mask(found) => Some(found.clone()),
-        Outcome::Failed { .. } => None,
+        _ => None,
+    };
+    let said = |r: &Record| match &r.outcome {
+        Outcome::Text(said) => Some(bytes(&said.answer)),
+        _ => None,
     };
     let failed = |r: &Record| match &r.outcome {
-        Outcome::Mask(_) => None,
         Outcome::Failed { error } => Some(error.clone()),
+        _ => None,
     };
     macro_rules! column {
         ($type:ty, $value:expr) => {{
@@ -271,8 +279,9 @@ fn write_rows(
     column!(BoolType, |r: &Record| found(r).map(|f| f.no_target));
     column!(ByteArrayType, |r: &Record| failed(r).map(|e| bytes(&e.message)));
     column!(ByteArrayType, |r: &Record| {
-        failed(r)
-            .map(|e| bytes(if e.kind == super::item::Kind::Permanent { "permanent" } else { "transient" }))
+        failed(r).map(|e| bytes(if e.kind == Kind::Permanent { "permanent" } else { "transient" }))
     });
+    column!(ByteArrayType, |r: &Record| r.question.as_deref().map(bytes));
+    column!(ByteArrayType, said);
     Ok(())
 }

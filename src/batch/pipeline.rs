@@ -4,6 +4,9 @@
 //! read ─► decode, resize, tokenize ─► device ─► RLE, PNG, overlays ─► write
 //!  1 thread      n threads         the caller's      n threads       1 thread
 //! ```
+//! On the CPU, a small model's masks are computed by a thread a processor, each with an engine of its own over the same weights
+//! ([`Engine::lanes`]): operators that are cut into parts would spend their time with handing these over. Questions go to the caller's thread.
+//!
 //! Every stage has threads of its own and hands its work to the next through a queue. What is in flight together has a budget of items and bytes,
 //! which the reader takes from and the writer gives back to: memory does not grow with the source.
 
@@ -11,8 +14,10 @@ use super::budget::{Budget, Hold};
 use super::disk::Disk;
 use super::item::{Ask, Failure, Found, Item, Outcome, Picture, Record};
 use super::journal::{MASKS, OVERLAYS, Status};
+use super::models::{Host, Models, Ready};
 use super::stats::Stats;
-use crate::engine::{MAX_IMAGES, Prepared, Preprocessor};
+use crate::chat::{self, Chat, Generation};
+use crate::engine::{MAX_IMAGES, Prepared};
 use crate::image::{self, Limits, Rgb};
 use crate::{Answer, Engine, Error, Prompting, Result};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -23,7 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Items in flight of one device: those of the run, of the next, and those on their way to and from it.
+/// Items in flight of one device, and of one lane: those of the run, of the next, and those on their way to and from it.
 pub(super) const WINDOW: usize = 5 * MAX_IMAGES;
 /// Bytes of masks between device and encoding.
 const ANSWER_BYTES: u64 = 256 << 20;
@@ -33,10 +38,10 @@ const MASKS_AT_ONCE: u64 = 16;
 /// What is done with each item.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// How the expressions are asked.
+    /// How expressions are asked, where an item does not say it.
     pub prompting: Prompting,
-    /// How each item's are, by its place, where it is not as `prompting` says; none if all are.
-    pub asks: Arc<[Ask]>,
+    /// How questions are answered.
+    pub questions: Questions,
     /// Keep the decoder's mask of an expression that the model rejects.
     pub keep_rejected: bool,
     /// Turn pictures as their EXIF orientation says.
@@ -53,13 +58,26 @@ pub struct Settings {
     pub bytes: u64,
     /// Threads that decode, and threads that encode.
     pub threads: usize,
+    /// A worker that has given no answer for so long, though it has items, is ended.
+    pub timeout: Option<Duration>,
+}
+
+/// How questions are answered.
+#[derive(Clone, Debug, Default)]
+pub struct Questions {
+    /// How each answer is generated.
+    pub generation: Generation,
+    /// Most tiles that a picture is cut into, the thumbnail not counted; else the checkpoint's `max_dynamic_patch`.
+    pub max_tiles: Option<usize>,
+    /// Instead of the checkpoint's system message.
+    pub system: Option<String>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
             prompting: Prompting::default(),
-            asks: Arc::from([]),
+            questions: Questions::default(),
             keep_rejected: false,
             exif: false,
             limits: Limits::default(),
@@ -68,6 +86,7 @@ impl Default for Settings {
             overlays: false,
             bytes: 2 << 30,
             threads: std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(4)).min(8),
+            timeout: None,
         }
     }
 }
@@ -93,7 +112,7 @@ pub struct Ended {
     pub status: Status,
     /// Its records, a line of JSON each.
     pub records: Vec<u8>,
-    /// Expressions that it was asked with.
+    /// Expressions or questions that it was asked with.
     pub expressions: u64,
 }
 
@@ -130,6 +149,14 @@ impl<'a> Shared<'a> {
         self.stop.store(true, Relaxed);
     }
 
+    /// Runs something on a device that is open; whether the run goes on.
+    fn ran<D>(&self, device: Result<D>, work: impl FnOnce(D) -> Result<()>) -> bool {
+        if self.abort.load(Relaxed) {
+            return false;
+        }
+        device.and_then(work).map_err(|e| self.fail(e)).is_ok()
+    }
+
     /// The run's error, if it has one.
     pub fn result<T>(self, ok: T) -> Result<T> {
         match self.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
@@ -149,7 +176,7 @@ pub(super) struct Job {
     pub item: Item,
     /// The source picture, if it is drawn on later.
     picture: OnceLock<Rgb>,
-    /// One an expression, and how many are missing.
+    /// One an expression or question, and how many are missing.
     outcomes: Mutex<(Vec<Option<Outcome>>, usize)>,
     _hold: Hold,
 }
@@ -157,24 +184,25 @@ pub(super) struct Job {
 impl Job {
     /// The item has no picture: all its records say why.
     pub fn failed(&self, failure: &Failure) -> Ended {
-        let n = self.item.exprs.len();
+        let n = self.item.texts.len();
         self.ended((0..n.max(1)).map(|_| Outcome::Failed { error: failure.clone() }).collect())
     }
 
     fn ended(&self, outcomes: Vec<Outcome>) -> Ended {
-        let Item { index, id, picture, exprs } = &self.item;
+        let Item { index, id, picture, texts, ask } = &self.item;
         let mut ended = Ended {
             index: *index,
             status: Status::Done,
             records: Vec::new(),
-            expressions: exprs.len() as u64,
+            expressions: texts.len() as u64,
         };
         for (k, outcome) in outcomes.into_iter().enumerate() {
             if let Outcome::Failed { error } = &outcome {
                 ended.status = ended.status.and(Status::Failed(error.kind));
             }
-            let (image, expr) = (picture.name().to_string(), exprs.get(k).cloned());
-            let record = Record { index: *index, id: id.clone(), image, expr, outcome };
+            let (image, text) = (picture.name().to_string(), texts.get(k).cloned());
+            let (expr, question) = if *ask == Ask::Questions { (None, text) } else { (text, None) };
+            let record = Record { index: *index, id: id.clone(), image, expr, question, outcome };
             serde_json::to_writer(&mut ended.records, &record)
                 .expect("a record is JSON, and memory takes it");
             ended.records.push(b'\n');
@@ -215,7 +243,7 @@ pub(super) fn read(
         let mut item = item;
         let (bytes, need) = stage.time(|| load(&mut item));
         let Some(hold) = budget.acquire(need, &shared.abort) else { return End::Stopped };
-        let n = item.exprs.len();
+        let n = item.texts.len();
         let outcomes = Mutex::new(((0..n).map(|_| None).collect(), n));
         let job = Job { seq, item, picture: OnceLock::new(), outcomes, _hold: hold };
         seq += 1;
@@ -257,30 +285,42 @@ pub(super) fn write(
     }
 }
 
-/// Runs the wanted items of a source through an engine; `sink` is called with each that ended, in order if `ordered`.
-///
-/// A failure that concerns one item is in its records. Setting `stop` ends the run when what is in flight has ended; a run that fails sets
-/// it, and then waits for `source` to give its next item or end.
+/// A run: what it takes items from, what it does with them, whom it tells.
+pub struct Work<'a, S> {
+    /// The items.
+    pub source: S,
+    /// Those of them that are done, by their places.
+    pub wanted: &'a (dyn Fn(u64) -> bool + Sync),
+    /// Whether `sink` gets them in the source's order.
+    pub ordered: bool,
+    #[allow(missing_docs)]
+    pub settings: &'a Settings,
+    #[allow(missing_docs)]
+    pub disk: &'a Disk,
+    #[allow(missing_docs)]
+    pub stats: &'a Stats,
+    /// Setting it ends the run when what is in flight has ended; a run that fails sets it, and then waits for `source` to give its next
+    /// item or end.
+    pub stop: &'a AtomicBool,
+    /// Called with each item that ended.
+    pub sink: &'a mut (dyn FnMut(Ended) -> Result<()> + Send),
+}
+
+/// Runs the wanted items of a source in this process. A failure that concerns one item is in its records.
 ///
 /// # Errors
 /// Those of the source, of `sink`, and of a device that cannot go on: then what was in flight has not ended.
-#[allow(clippy::too_many_arguments)]
-pub fn run_engine(
-    engine: &mut Engine,
-    source: impl Iterator<Item = Result<Item>> + Send,
-    wanted: &(dyn Fn(u64) -> bool + Sync),
-    ordered: bool,
-    settings: &Settings,
-    (disk, stats, stop): (&Disk, &Stats, &AtomicBool),
-    sink: &mut (dyn FnMut(Ended) -> Result<()> + Send),
-) -> Result<End> {
+pub fn run_here(models: &mut Models, work: Work<impl Iterator<Item = Result<Item>> + Send>) -> Result<End> {
+    let Work { source, wanted, ordered, settings, disk, stats, stop, sink } = work;
     let shared = Shared::new(settings, disk, stats, stop);
-    let (budget, answers) = (Budget::new(WINDOW, settings.bytes), Budget::new(usize::MAX, ANSWER_BYTES));
-    let preprocessor = engine.preprocessor();
+    let lanes = models.open_engine().map_or(1, Engine::lanes);
+    let (budget, answers) =
+        (Budget::new(lanes * WINDOW, settings.bytes), Budget::new(usize::MAX, ANSWER_BYTES));
+    let host = models.host().clone();
     stats.begin();
     let end = std::thread::scope(|scope| {
         let (loaded, to_decode) = bounded(settings.threads);
-        let (prepared, to_run) = bounded(2 * MAX_IMAGES);
+        let (ready, to_run) = bounded(2 * MAX_IMAGES);
         let (answered, to_encode) = unbounded(); // bounded by the budget `answers`
         let (ended, to_write) = unbounded(); // bounded by `budget`
         let shared = &shared;
@@ -288,20 +328,32 @@ pub fn run_engine(
             // Its two senders are gone when it ends, and the stages behind it end one after another.
             read(shared, source, wanted, &budget, |item| load(item, &shared.settings.limits), &loaded)
         });
-        for (stage, n) in [(1, settings.threads), (3, settings.threads)] {
+        // Where there are lanes, what they do is not for the caller's thread.
+        let mut masks = ready.clone();
+        if let Some(engine) = models.open_engine().filter(|_| lanes > 1) {
+            let (for_lanes, to_lanes) = bounded((lanes + 1) * MAX_IMAGES);
+            masks = for_lanes;
+            for _ in 0..lanes {
+                let (from, to, answers) = (to_lanes.clone(), answered.clone(), Arc::clone(&answers));
+                let open = engine.another();
+                scope.spawn(move || alone(|| lane(shared, open, &from, &to, &answers)));
+            }
+        }
+        for (stage, n) in [(1, settings.threads), (2, lanes), (3, settings.threads)] {
             stats.stages[stage].set_threads(n);
         }
         for _ in 0..settings.threads {
-            let (from, to, done) = (to_decode.clone(), prepared.clone(), ended.clone());
-            let preprocessor = preprocessor.clone();
-            scope.spawn(move || alone(|| decode(shared, &preprocessor, &from, &to, &done)));
+            let (from, masks, words) = (to_decode.clone(), masks.clone(), ready.clone());
+            let (host, done) = (host.clone(), ended.clone());
+            scope.spawn(move || alone(|| decode(shared, &host, &from, [&masks, &words], &done)));
             let (from, done) = (to_encode.clone(), ended.clone());
             scope.spawn(move || alone(|| encode(shared, &from, &done)));
         }
         let writer = scope.spawn(move || write(shared, ordered, &to_write, sink));
-        drop((to_decode, prepared, to_encode, ended));
-        stats.stages[2].set_threads(1);
-        device(shared, engine, &to_run, &answered, &answers);
+        drop((to_decode, ready, masks, to_encode, ended));
+        // With lanes, this thread is one more, if it has anything to do.
+        let threads = lanes + usize::from(lanes > 1);
+        device(shared, models, threads, &to_run, &answered, &answers);
         drop((to_run, answered));
         let end = reader.join().expect("the reader returns its errors");
         writer.join().expect("the writer returns its errors");
@@ -326,18 +378,18 @@ fn load(item: &mut Item, limits: &Limits) -> (Result<Vec<u8>, Failure>, u64) {
     };
     let need = bytes.as_ref().map_or(0, |bytes| {
         let pixels = imagesize::blob_size(bytes).map_or(0, |s| s.width as u64 * s.height as u64);
-        let masks = (item.exprs.len() as u64).min(MASKS_AT_ONCE);
+        let masks = (item.texts.len() as u64).min(MASKS_AT_ONCE);
         bytes.len() as u64 + pixels.min(limits.max_pixels) * (3 + masks)
     });
     (bytes, need)
 }
 
-/// The stage that makes pictures ready for the device.
+/// The stage that makes pictures ready: for masks, for words.
 fn decode(
     shared: &Shared,
-    preprocessor: &Preprocessor,
+    host: &Host,
     from: &Receiver<Loaded>,
-    to: &Sender<(Arc<Job>, Prepared)>,
+    [masks, words]: [&Sender<(Arc<Job>, Ready)>; 2],
     done: &Sender<(Arc<Job>, Ended)>,
 ) {
     let settings = shared.settings;
@@ -345,19 +397,11 @@ fn decode(
         let (item, bytes) = (&job.item, bytes?);
         let work = || {
             let picture = image::decode(&bytes, item.picture.name(), &settings.limits, settings.exif)?;
-            let exprs: Vec<&str> = item.exprs.iter().map(String::as_str).collect();
-            let ask = usize::try_from(item.index).ok().and_then(|i| settings.asks.get(i));
-            let prepared = match ask {
-                Some(Ask::Published(rejected)) => {
-                    preprocessor.prepare_published(&picture, &exprs, rejected)?
-                }
-                Some(Ask::As(prompting)) => preprocessor.prepare_parts(&picture, &exprs, *prompting)?,
-                None => preprocessor.prepare_parts(&picture, &exprs, settings.prompting)?,
-            };
+            let ready = host.prepare(item, &picture, settings)?;
             if settings.overlays {
                 let _ = job.picture.set(picture); // set once
             }
-            Ok(prepared)
+            Ok(ready)
         };
         // A decoder's bug must not take the other items with it.
         match catch_unwind(AssertUnwindSafe(work)) {
@@ -372,9 +416,10 @@ fn decode(
     };
     for (job, bytes) in from {
         match shared.stats.stages[1].time(|| prepare(&job, bytes)) {
-            // No expression: nothing to ask, nothing to say.
-            Ok(_) if job.item.exprs.is_empty() => _ = done.send((Arc::clone(&job), job.ended(Vec::new()))),
-            Ok(prepared) => _ = to.send((job, prepared)),
+            // Nothing to ask, nothing to say.
+            Ok(_) if job.item.texts.is_empty() => _ = done.send((Arc::clone(&job), job.ended(Vec::new()))),
+            Ok(ready @ Ready::Expressions(_)) => _ = masks.send((job, ready)),
+            Ok(ready) => _ = words.send((job, ready)),
             Err(failure) => _ = done.send((Arc::clone(&job), job.failed(&failure))),
         }
     }
@@ -383,55 +428,149 @@ fn decode(
 /// An answer on its way to be encoded.
 struct Piece {
     job: Arc<Job>,
-    expression: usize,
-    answer: Result<Answer, Failure>,
+    /// The place of what was asked.
+    text: usize,
+    answer: Result<Said, Failure>,
     _hold: Option<Hold>,
+}
+
+/// What a model says.
+enum Said {
+    Mask(Answer),
+    Text(chat::Reply),
 }
 
 /// The stage that runs what is ready, up to a run's fill, together.
 fn device(
     shared: &Shared,
-    engine: &mut Engine,
-    from: &Receiver<(Arc<Job>, Prepared)>,
+    models: &mut Models,
+    threads: usize,
+    from: &Receiver<(Arc<Job>, Ready)>,
     to: &Sender<Piece>,
     answers: &Arc<Budget>,
 ) {
     while let Ok(first) = from.recv() {
-        if shared.abort.load(Relaxed) {
+        let (mut masks, mut words) = (Vec::new(), Vec::new());
+        for (job, ready) in [first].into_iter().chain(from.try_iter().take(MAX_IMAGES - 1)) {
+            match ready {
+                Ready::Expressions(prepared) => masks.push((job, prepared)),
+                Ready::Questions(picture) => words.push((job, picture)),
+            }
+        }
+        if !words.is_empty() {
+            shared.stats.stages[2].set_threads(threads);
+        }
+        let ran = [
+            masks.is_empty() || shared.ran(models.engine(), |e| segment(shared, e, masks, to, answers)),
+            words.is_empty() || shared.ran(models.chat(), |chat| answer(shared, chat, words, to)),
+        ];
+        if ran.contains(&false) {
             return;
         }
-        let mut batch: Vec<_> = [first].into_iter().chain(from.try_iter().take(MAX_IMAGES - 1)).collect();
-        batch.sort_by_key(|(job, _)| job.seq);
-        let (jobs, mut pictures): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-        let mut given: Vec<Vec<bool>> = pictures.iter().map(|p| vec![false; p.expressions()]).collect();
-        let (start, mut waited) = (Instant::now(), Duration::ZERO);
-        let mut hand_on = |picture: usize, expression: usize, answer: Result<Answer>| {
-            given[picture][expression] = true;
-            let wait = Instant::now();
-            let bytes = answer.as_ref().map_or(0, |a| a.mask.data.len() as u64);
-            let answer = answer.map_err(|e| Failure::from(&e));
-            let hold = answers.acquire(bytes, &shared.abort);
-            let _ = to.send(Piece { job: Arc::clone(&jobs[picture]), expression, answer, _hold: hold });
-            waited += wait.elapsed();
+    }
+}
+
+/// One of several of these stages side by side, for masks, with the engine that `open` makes.
+fn lane(
+    shared: &Shared,
+    open: impl FnOnce() -> Result<Engine>,
+    from: &Receiver<(Arc<Job>, Ready)>,
+    to: &Sender<Piece>,
+    answers: &Arc<Budget>,
+) {
+    let mut engine = match open() {
+        Ok(engine) => engine,
+        Err(e) => return shared.fail(e),
+    };
+    while let Ok(first) = from.recv() {
+        let ready = [first].into_iter().chain(from.try_iter().take(MAX_IMAGES - 1));
+        let prepared = |(job, ready)| match ready {
+            Ready::Expressions(prepared) => Some((job, prepared)),
+            Ready::Questions(_) => None, // they go elsewhere
         };
-        let ran = engine.segment_each(&mut pictures, false, &mut hand_on);
-        shared.stats.stages[2].add(start.elapsed().saturating_sub(waited));
-        match ran {
-            Ok(()) => {}
-            // Memory was too short for one picture: another one may fit.
-            Err(e @ Error::OutOfMemory { .. }) => {
-                let failure = Failure::from(&e);
-                for (job, given) in jobs.iter().zip(given) {
-                    for (expression, _) in given.into_iter().enumerate().filter(|(_, given)| !given) {
-                        let (job, answer) = (Arc::clone(job), Err(failure.clone()));
-                        let _ = to.send(Piece { job, expression, answer, _hold: None });
-                    }
-                }
-            }
-            // The device cannot go on: so would say every later item.
-            Err(e) => return shared.fail(e),
+        let batch = ready.filter_map(prepared).collect();
+        if !shared.ran(Ok(&mut engine), |e| segment(shared, e, batch, to, answers)) {
+            return;
         }
     }
+}
+
+/// Runs the expressions of a batch.
+///
+/// # Errors
+/// Those of a device that cannot go on: so would say every later item.
+fn segment(
+    shared: &Shared,
+    engine: &mut Engine,
+    mut batch: Vec<(Arc<Job>, Prepared)>,
+    to: &Sender<Piece>,
+    answers: &Arc<Budget>,
+) -> Result<()> {
+    batch.sort_by_key(|(job, _)| job.seq);
+    let (jobs, mut pictures): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+    let mut given: Vec<Vec<bool>> = pictures.iter().map(|p| vec![false; p.expressions()]).collect();
+    let (start, mut waited) = (Instant::now(), Duration::ZERO);
+    let mut hand_on = |picture: usize, text: usize, answer: Result<Answer>| {
+        given[picture][text] = true;
+        let wait = Instant::now();
+        let bytes = answer.as_ref().map_or(0, |a| a.mask.data.len() as u64);
+        let answer = answer.map(Said::Mask).map_err(|e| Failure::from(&e));
+        let hold = answers.acquire(bytes, &shared.abort);
+        let _ = to.send(Piece { job: Arc::clone(&jobs[picture]), text, answer, _hold: hold });
+        shared.stats.answers.fetch_add(1, Relaxed);
+        waited += wait.elapsed();
+    };
+    let ran = engine.segment_each(&mut pictures, false, &mut hand_on);
+    shared.stats.stages[2].add(start.elapsed().saturating_sub(waited));
+    match ran {
+        // Memory was too short for one picture: another one may fit.
+        Err(e @ Error::OutOfMemory { .. }) => {
+            let failure = Failure::from(&e);
+            for (job, given) in jobs.iter().zip(given) {
+                for (text, _) in given.into_iter().enumerate().filter(|(_, given)| !given) {
+                    let (job, answer) = (Arc::clone(job), Err(failure.clone()));
+                    let _ = to.send(Piece { job, text, answer, _hold: None });
+                }
+            }
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Answers the questions of a batch side by side.
+///
+/// # Errors
+/// Those of a device that cannot go on.
+fn answer(
+    shared: &Shared,
+    chat: &mut Chat,
+    batch: Vec<(Arc<Job>, chat::Picture)>,
+    to: &Sender<Piece>,
+) -> Result<()> {
+    let Questions { generation, system, .. } = &shared.settings.questions;
+    let (mut places, mut items) = (Vec::new(), Vec::new());
+    for (job, picture) in &batch {
+        for (text, question) in job.item.texts.iter().enumerate() {
+            places.push((job, text));
+            items.push(chat::Item {
+                question: question.clone(),
+                pictures: vec![picture.clone()],
+                system: system.clone(),
+                generation: generation.clone(),
+            });
+        }
+    }
+    let replies = shared.stats.stages[2].time(|| chat.answer(items));
+    for ((job, text), reply) in places.into_iter().zip(replies) {
+        if let Err(e @ Error::Device { .. }) = reply {
+            return Err(e);
+        }
+        let answer = reply.map(Said::Text).map_err(|e| Failure::from(&e));
+        let _ = to.send(Piece { job: Arc::clone(job), text, answer, _hold: None });
+        shared.stats.answers.fetch_add(1, Relaxed);
+    }
+    Ok(())
 }
 
 /// The stage that makes records and files of answers.
@@ -441,15 +580,15 @@ fn encode(shared: &Shared, from: &Receiver<Piece>, done: &Sender<(Arc<Job>, Ende
             continue;
         }
         let ended = shared.stats.stages[3].time(|| {
-            let Piece { job, expression, answer, _hold } = piece;
-            let outcome = answer
-                .and_then(|a| mask(shared, job.item.index, expression, &a).map_err(|e| Failure::from(&e)));
-            let outcome = match outcome {
-                Ok(found) => Outcome::Mask(found),
+            let Piece { job, text, answer, _hold } = piece;
+            let outcome = match answer {
+                Ok(Said::Mask(answer)) => mask(shared, job.item.index, text, &answer)
+                    .map_or_else(|e| Outcome::Failed { error: Failure::from(&e) }, Outcome::Mask),
+                Ok(Said::Text(reply)) => Outcome::Text(reply.into()),
                 Err(error) => Outcome::Failed { error },
             };
             let mut outcomes = job.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
-            outcomes.0[expression] = Some(outcome);
+            outcomes.0[text] = Some(outcome);
             outcomes.1 -= 1;
             if outcomes.1 > 0 {
                 return None;
@@ -459,7 +598,7 @@ fn encode(shared: &Shared, from: &Receiver<Piece>, done: &Sender<(Arc<Job>, Ende
             if let Some(picture) = job.picture.get()
                 && let Err(e) = overlay(shared, &job.item, picture, &all)
             {
-                // The masks are there, but not all that was asked for.
+                // The answers are there, but not all that was asked for.
                 let failure = Failure::from(&e);
                 all.iter_mut().for_each(|o| *o = Outcome::Failed { error: failure.clone() });
             }
@@ -490,7 +629,7 @@ fn mask(shared: &Shared, index: u64, expression: usize, answer: &Answer) -> Resu
 /// The picture with all its masks drawn in.
 fn overlay(shared: &Shared, item: &Item, picture: &Rgb, outcomes: &[Outcome]) -> Result<()> {
     let mut masks = Vec::new();
-    for (expr, outcome) in item.exprs.iter().zip(outcomes) {
+    for (expr, outcome) in item.texts.iter().zip(outcomes) {
         if let Outcome::Mask(found) = outcome
             && found.area > 0
         {

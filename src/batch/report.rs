@@ -17,10 +17,10 @@ const STYLE: &str = "body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;m
 h1{font-size:1.5rem;margin:0}p{color:#67758a;margin:.3rem 0 1.5rem}\
 main{display:grid;grid-template-columns:repeat(auto-fill,minmax(280px,1fr));gap:1rem}\
 figure{margin:0;border:1px solid #dde3ea;border-radius:8px;background:#fff;overflow:hidden}\
-figure>a img{display:block;width:100%;height:200px;object-fit:contain;background:#eef1f5}\
+.small img{display:block;width:100%;height:200px;object-fit:contain;background:#eef1f5}\
 figcaption{padding:.6rem .8rem;overflow-wrap:anywhere}h2{font-size:.85rem;margin:0 0 .3rem;color:#67758a;font-weight:500}\
 table{border-collapse:collapse;width:100%}td{padding:.1rem 0;vertical-align:top}td+td{text-align:right;white-space:nowrap;padding-left:.8rem;font-variant-numeric:tabular-nums}\
-.none{color:#67758a}.bad{color:#b3261e;white-space:normal;text-align:left}\
+.none{color:#67758a}.says,.bad{white-space:normal;text-align:left}.bad{color:#b3261e}\
 .large{display:none;position:fixed;inset:0;background:#10151df2;padding:1.5rem;z-index:1;cursor:zoom-out}\
 .large:target{display:grid;place-items:center}.large img{max-width:100%;max-height:calc(100vh - 3rem);min-width:min(60vw,100%);object-fit:contain}";
 
@@ -52,6 +52,7 @@ struct Page {
     items: u64,
     masks: u64,
     none: u64,
+    words: u64,
     failed: u64,
 }
 
@@ -68,7 +69,7 @@ impl Page {
                 let file = Settings::overlay_file(n);
                 let _ = write!(
                     self.body,
-                    "<figure><a href=\"#i{n}\"><img src=\"{file}\" loading=lazy alt=\"no overlay\"></a>\
+                    "<figure><a class=small href=\"#i{n}\"><img src=\"{file}\" loading=lazy alt=\"no overlay\"></a>\
                      <a class=large id=\"i{n}\" href=\"#x\"><img src=\"{file}\" loading=lazy alt=\"no overlay\"></a>\
                      <figcaption><h2>{id} · {image}</h2><table>"
                 );
@@ -78,6 +79,10 @@ impl Page {
             Outcome::Failed { error } => {
                 self.failed += 1;
                 (" class=bad", escape(&error.message))
+            }
+            Outcome::Text(said) => {
+                self.words += 1;
+                (" class=says", escape(&said.answer))
             }
             Outcome::Mask(m) if m.no_target => {
                 self.none += 1;
@@ -89,7 +94,7 @@ impl Page {
             }
         };
         if self.open.is_some() {
-            let expr = escape(r.expr.as_deref().unwrap_or(""));
+            let expr = escape(r.expr.as_deref().or(r.question.as_deref()).unwrap_or(""));
             let _ = write!(self.body, "<tr><td>{expr}</td><td{class}>{text}</td></tr>");
         }
     }
@@ -102,12 +107,13 @@ impl Page {
 
     fn finish(mut self) -> String {
         self.close();
-        let Self { body, items, masks, none, failed, .. } = self;
+        let Self { body, items, masks, none, words, failed, .. } = self;
+        let words = if words > 0 { format!(" {words} questions answered,") } else { String::new() };
         let shown = if items > MOST { format!("; the first {MOST} items are shown") } else { String::new() };
         format!(
             "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\
              <title>mllmseg batch</title><style>{STYLE}</style><h1>Which pixels are they?</h1>\
-             <p>{items} items: {masks} masks, {none} expressions not in their pictures, {failed} failed{shown}.</p>\
+             <p>{items} items: {masks} masks, {none} expressions not in their pictures,{words} {failed} failed{shown}.</p>\
              <main id=x>\n{body}</main></html>\n"
         )
     }

@@ -1,11 +1,13 @@
 //! A whole run: a source, a folder of results, and what computes between them.
 
+use super::item::Item;
 use super::journal::{Counts, Output, Run};
 use super::manifest::Input;
-use super::pipeline::{End, Ended, run_engine};
+use super::models::Models;
+use super::pipeline::{End, Ended, Work, run_here};
 use super::workers::{Worker, run_workers};
 use super::{Disk, Settings, Stats};
-use crate::{Engine, Error, Result};
+use crate::{Error, Result};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
@@ -26,11 +28,24 @@ pub struct Batch<'a> {
 }
 
 /// What computes.
-pub enum Compute {
+pub enum Compute<'a> {
     /// In this process.
-    Engine(Box<Engine>),
+    Here(Box<Models<'a>>),
     /// In a process for each device.
     Workers(Vec<Worker>),
+}
+
+impl Compute<'_> {
+    /// Runs the wanted items of a source.
+    ///
+    /// # Errors
+    /// Those of [`run_here`] and of [`run_workers`].
+    pub fn run(&mut self, work: Work<impl Iterator<Item = Result<Item>> + Send>) -> Result<End> {
+        match self {
+            Self::Here(models) => run_here(models, work),
+            Self::Workers(workers) => run_workers(workers, work),
+        }
+    }
 }
 
 /// How a run ended that did not fail.
@@ -50,11 +65,11 @@ pub struct RunEnd {
 /// would have written (for `unordered`: the same lines).
 ///
 /// # Errors
-/// [`Error::Usage`] if the folder holds another run's results; those that end a run, see [`run_engine`].
-pub fn run_batch(
+/// [`Error::Usage`] if the folder holds another run's results; those that end a run, see [`Compute::run`].
+pub fn run_batch<'a>(
     batch: &Batch,
     input: Input,
-    compute: impl FnOnce() -> Result<Compute>,
+    compute: impl FnOnce() -> Result<Compute<'a>>,
     (disk, stats, stop): (&Disk, &Stats, &AtomicBool),
 ) -> Result<RunEnd> {
     let [shard, shards] = batch.shard;
@@ -79,21 +94,16 @@ pub fn run_batch(
     let output = Mutex::new(output);
     let lock = || output.lock().expect("appending returns its errors");
     let mut sink = |ended: Ended| lock().append(ended.index, ended.status, &ended.records);
-    let shared = (disk, stats, stop);
-    let ran = match compute()? {
-        Compute::Engine(mut engine) => run_engine(
-            &mut engine,
-            input.items,
-            &wanted,
-            !batch.unordered,
-            &batch.settings,
-            shared,
-            &mut sink,
-        ),
-        Compute::Workers(workers) => {
-            run_workers(&workers, input.items, &wanted, !batch.unordered, &batch.settings, shared, &mut sink)
-        }
-    };
+    let ran = compute()?.run(Work {
+        source: input.items,
+        wanted: &wanted,
+        ordered: !batch.unordered,
+        settings: &batch.settings,
+        disk,
+        stats,
+        stop,
+        sink: &mut sink,
+    });
     let mut output = output.into_inner().expect("appending returns its errors");
     let complete = match ran? {
         End::Complete(items) => {

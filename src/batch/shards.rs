@@ -1,12 +1,12 @@
 //! What sources of several large files share: a thread that reads them, and items made of what is found.
 
-use super::item::{Failure, Item, Picture, Source};
+use super::item::{Ask, Failure, Item, Picture, Source};
 use crate::Result;
 use serde_json::Value;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 /// Names under which data sets keep their expressions, the better one first.
-pub(super) const EXPRESSIONS: [&str; 11] = [
+pub(super) const EXPRESSIONS: [&str; 10] = [
     "exprs",
     "expr",
     "expressions",
@@ -17,8 +17,9 @@ pub(super) const EXPRESSIONS: [&str; 11] = [
     "sentence",
     "text",
     "query",
-    "question",
 ];
+/// And their questions, if they have no expressions.
+pub(super) const QUESTIONS: [&str; 2] = ["questions", "question"];
 
 /// Where items go; each gets the next place.
 pub(super) struct Items {
@@ -28,15 +29,15 @@ pub(super) struct Items {
 
 impl Items {
     /// One more item; whether more are wanted.
-    pub fn push(&mut self, id: Value, picture: Picture, exprs: Vec<String>) -> bool {
+    pub fn push(&mut self, id: Value, picture: Picture, (texts, ask): (Vec<String>, Ask)) -> bool {
         let picture = match picture {
-            Picture::Path { name, .. } | Picture::Bytes { name, .. } if exprs.is_empty() => {
-                let message = format!("{name}: expected at least one expression, found none");
+            Picture::Path { name, .. } | Picture::Bytes { name, .. } if texts.is_empty() => {
+                let message = format!("{name}: expected at least one expression or question, found none");
                 Picture::Bad(Failure::permanent(message))
             }
             picture => picture,
         };
-        let item = Item { index: self.index, id, picture, exprs };
+        let item = Item { index: self.index, id, picture, texts, ask };
         self.index += 1;
         self.send.send(Ok(item)).is_ok()
     }

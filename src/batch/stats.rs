@@ -44,6 +44,8 @@ pub struct Stats {
     pub(super) items: AtomicU64,
     pub(super) failed: AtomicU64,
     pub(super) expressions: AtomicU64,
+    /// Answers that devices gave, also to items that have not ended.
+    pub(super) answers: AtomicU64,
 }
 
 /// A stage in a [`Summary`].
@@ -66,7 +68,7 @@ pub struct Summary {
     pub items: u64,
     /// Those of them of which something failed.
     pub failed: u64,
-    /// Expressions of these items.
+    /// Expressions and questions of these items.
     pub expressions: u64,
     /// Items in a second.
     pub images_per_s: f64,
@@ -87,6 +89,11 @@ impl Stats {
     /// Seconds that the devices have worked.
     pub fn device_s(&self) -> f64 {
         self.stages[2].busy_ns.load(Relaxed) as f64 * 1e-9
+    }
+
+    /// Answers that the devices gave so far, also to items that have not ended.
+    pub fn answers(&self) -> u64 {
+        self.answers.load(Relaxed)
     }
 
     /// The numbers now.

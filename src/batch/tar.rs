@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! 0001/000042.jpg    the picture: jpg, jpeg, png, webp, bmp, tif, tiff or gif
-//! 0001/000042.json   {"exprs": [...]}, or another of the names of expressions, and maybe "id"
+//! 0001/000042.json   {"exprs": [...]}, or another of the names of expressions, or {"questions": [...]}; and maybe "id"
 //! 0001/000042.txt    else: an expression a line
 //! 0001/000042.cls    else: the name of a class (a number is none)
 //! ```
-//! `.tar.gz` and `.tgz` are unpacked on the way. A sample without a picture, or without expressions, is an item that fails.
+//! `.tar.gz` and `.tgz` are unpacked on the way. A sample without a picture, or without expressions or questions, is an item that fails.
 
-use super::item::{Failure, Picture, Source};
-use super::shards::{EXPRESSIONS, Items, spawn, strings};
+use super::item::{Ask, Failure, Picture, Source};
+use super::shards::{EXPRESSIONS, Items, QUESTIONS, spawn, strings};
 use crate::image::Limits;
 use crate::{Error, Result};
 use flate2::read::MultiGzDecoder;
@@ -106,7 +106,8 @@ impl Sample {
             None => Value::Null,
             Some(Ok(json)) => json,
             Some(Err(e)) => {
-                return items.push(self.key.into(), bad(format!("expected JSON, found {e}")), Vec::new());
+                let bad = bad(format!("expected JSON, found {e}"));
+                return items.push(self.key.into(), bad, Default::default());
             }
         };
         let id = match &json["id"] {
@@ -121,10 +122,16 @@ impl Sample {
         let text = |bytes: &Option<Vec<u8>>| {
             String::from_utf8_lossy(bytes.as_deref().unwrap_or_default()).into_owned()
         };
-        let mut found = exprs.to_vec();
+        let named = |names: &[&str]| {
+            names.iter().map(|n| strings(&json[*n])).find(|s| !s.is_empty()).unwrap_or_default()
+        };
+        let (mut found, mut ask) = (exprs.to_vec(), Ask::Expressions);
         if found.is_empty() {
-            found =
-                EXPRESSIONS.iter().map(|n| strings(&json[*n])).find(|s| !s.is_empty()).unwrap_or_default();
+            found = named(&EXPRESSIONS);
+        }
+        if found.is_empty() {
+            found = named(&QUESTIONS);
+            ask = if found.is_empty() { Ask::Expressions } else { Ask::Questions };
         }
         if found.is_empty() {
             found =
@@ -134,7 +141,7 @@ impl Sample {
             let class = text(&self.cls).trim().to_string();
             found.extend((!class.is_empty() && class.parse::<f64>().is_err()).then_some(class));
         }
-        items.push(id, picture, found)
+        items.push(id, picture, (found, ask))
     }
 }
 

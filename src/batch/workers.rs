@@ -1,13 +1,13 @@
 //! Several devices: a worker process each, so that a fault that breaks a device's context ends that process and nothing else.
 //!
 //! A worker is `mllmseg worker --stdio`: lines of a manifest in, records out. An item that was with a worker when it ended is tried once
-//! more, alone, on another device if there is one; then it is reported. A worker that ended is started again while that helps.
+//! more, alone, on another device if there is one; then it is reported. A worker that ended is started again while that helps. One that has
+//! items and says nothing for too long hangs, and is ended.
 
 use super::budget::Budget;
-use super::item::{Failure, Item, Picture};
+use super::item::{Ask, Failure, Item, Picture};
 use super::journal::Status;
-use super::pipeline::{End, Ended, Job, Loaded, Shared, WINDOW, read, write};
-use super::{Disk, Settings, Stats};
+use super::pipeline::{End, Ended, Job, Loaded, Shared, WINDOW, Work, read, write};
 use crate::{Error, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -16,10 +16,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Lives of a worker in a row that answered nothing, after which its device is given up.
 const FRUITLESS: usize = 3;
@@ -44,6 +44,13 @@ pub struct Worker {
 pub struct Ready {
     /// The device that it runs on.
     pub ready: String,
+}
+
+/// The line that a worker writes now and then if it has given more answers, where it is asked to: it works, whether or not an item ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Alive {
+    /// How many answers it gave so far.
+    pub answers: u64,
 }
 
 /// The line that a worker writes after an item's records.
@@ -80,25 +87,44 @@ struct Pool {
     out: usize,
     /// Devices that are not given up.
     alive: usize,
+    /// Nothing more comes from the source.
+    ended: bool,
 }
 
 /// One life of a worker.
-#[derive(Default)]
 struct Life {
     state: Mutex<LifeState>,
     changed: Condvar,
 }
 
-#[derive(Default)]
 struct LifeState {
     ready: bool,
+    /// Its input is closed: it ends.
+    closed: bool,
     over: bool,
+    /// It was ended, as it hung.
+    hung: bool,
     answered: u64,
     /// By index.
     flying: BTreeMap<u64, Task>,
+    /// When it last said something, or was given something to do.
+    heard: Instant,
 }
 
 impl Life {
+    fn new() -> Self {
+        let state = LifeState {
+            ready: false,
+            closed: false,
+            over: false,
+            hung: false,
+            answered: 0,
+            flying: BTreeMap::new(),
+            heard: Instant::now(),
+        };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, LifeState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -113,24 +139,16 @@ impl Life {
     }
 }
 
-/// Runs the wanted items of a source through workers; otherwise as [`run_engine`](super::run_engine).
+/// Runs the wanted items of a source through workers; otherwise as [`run_here`](super::run_here).
 ///
 /// # Errors
 /// Those of the source and of `sink`; [`Error::Device`] when no worker is left.
-#[allow(clippy::too_many_arguments)]
-pub fn run_workers(
-    workers: &[Worker],
-    source: impl Iterator<Item = Result<Item>> + Send,
-    wanted: &(dyn Fn(u64) -> bool + Sync),
-    ordered: bool,
-    settings: &Settings,
-    (disk, stats, stop): (&Disk, &Stats, &AtomicBool),
-    sink: &mut (dyn FnMut(Ended) -> Result<()> + Send),
-) -> Result<End> {
+pub fn run_workers(workers: &[Worker], work: Work<impl Iterator<Item = Result<Item>> + Send>) -> Result<End> {
+    let Work { source, wanted, ordered, settings, disk, stats, stop, sink } = work;
     let shared = Shared::new(settings, disk, stats, stop);
     let budget = Budget::new(workers.len() * WINDOW, settings.bytes);
     stats.begin();
-    let pool = Mutex::new(Pool { again: Vec::new(), out: 0, alive: workers.len() });
+    let pool = Mutex::new(Pool { again: Vec::new(), out: 0, alive: workers.len(), ended: false });
     let end = std::thread::scope(|scope| {
         let (loaded, tasks) = bounded(1);
         let (ended, to_write) = unbounded(); // bounded by `budget`
@@ -140,7 +158,11 @@ pub fn run_workers(
             let bytes = if let Picture::Bytes { bytes, .. } = &item.picture { bytes.len() as u64 } else { 0 };
             (Ok(Vec::new()), 3 * bytes)
         };
-        let reader = scope.spawn(move || read(shared, source, wanted, &budget, load, &loaded));
+        let reader = scope.spawn(move || {
+            let end = read(shared, source, wanted, &budget, load, &loaded);
+            pool.lock().unwrap_or_else(PoisonError::into_inner).ended = true;
+            end
+        });
         let writer = scope.spawn(move || write(shared, ordered, &to_write, sink));
         stats.stages[2].set_threads(workers.len());
         for (number, worker) in workers.iter().enumerate() {
@@ -213,23 +235,27 @@ impl Device<'_> {
                 return Next::Task(pool.again.remove(at));
             }
         }
-        match self.tasks.recv_timeout(TICK) {
-            Ok((job, _)) => {
-                self.pool().out += 1;
-                Next::Task(Task { job, attempts: 0, failed_on: usize::MAX })
-            }
-            Err(RecvTimeoutError::Timeout) => Next::Later,
-            Err(RecvTimeoutError::Disconnected) => {
-                let pool = self.pool();
-                if pool.out == 0 && pool.again.is_empty() {
-                    Next::Never
-                } else {
-                    drop(pool);
-                    std::thread::sleep(TICK);
-                    Next::Later
-                }
+        // Before it is taken: at no moment may an item be nowhere.
+        self.pool().out += 1;
+        let error = match self.tasks.recv_timeout(TICK) {
+            Ok((job, _)) => return Next::Task(Task { job, attempts: 0, failed_on: usize::MAX }),
+            Err(e) => e,
+        };
+        self.pool().out -= 1;
+        match error {
+            RecvTimeoutError::Timeout => Next::Later,
+            RecvTimeoutError::Disconnected if self.nothing_left() => Next::Never,
+            RecvTimeoutError::Disconnected => {
+                std::thread::sleep(TICK);
+                Next::Later
             }
         }
+    }
+
+    /// Whether the others have done everything.
+    fn nothing_left(&self) -> bool {
+        let pool = self.pool();
+        pool.ended && pool.out == 0 && pool.again.is_empty() && self.tasks.is_empty()
     }
 
     fn end(&self, job: Arc<Job>, ended: Ended) {
@@ -252,18 +278,29 @@ impl Device<'_> {
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err("no pipes".into());
         };
-        let life = Life::default();
-        let all_done = std::thread::scope(|scope| {
-            let life = &life;
+        let (life, child) = (Life::new(), Mutex::new(child));
+        let (all_done, mut status) = std::thread::scope(|scope| {
+            let (life, child) = (&life, &child);
             scope.spawn(move || {
                 self.collect(life, stdout);
                 life.lock().over = true;
                 life.changed.notify_all();
             });
-            self.feed(life, stdin) // whose end closes the worker's input, and so ends it
+            let (watched, unwatch) = bounded::<()>(0);
+            scope.spawn(move || self.watch(life, child, &unwatch));
+            let all_done = self.feed(life, stdin); // whose end closes the worker's input, and so ends it
+            let mut state = life.lock();
+            (state.closed, state.heard) = (true, Instant::now());
+            drop(state);
+            let status = wait(child);
+            drop(watched);
+            (all_done, status)
         });
-        let status = child.wait().map_or_else(|e| e.to_string(), |s| s.to_string());
         let state = life.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if state.hung {
+            let most = self.shared.settings.timeout.unwrap_or_default();
+            status = format!("no answer for {} s", most.as_secs_f64());
+        }
         for (_, mut task) in state.flying {
             task.attempts += 1;
             task.failed_on = self.number;
@@ -287,10 +324,36 @@ impl Device<'_> {
         }
     }
 
+    /// Ends the worker if it says nothing for too long while it opens its device, has items, or should end, and if it is not needed before
+    /// it is ready; until `unwatch` is closed.
+    fn watch(&self, life: &Life, child: &Mutex<Child>, unwatch: &Receiver<()>) {
+        while unwatch.recv_timeout(5 * TICK) == Err(RecvTimeoutError::Timeout) {
+            let mut state = life.lock();
+            let idle = state.ready && state.flying.is_empty() && !state.closed;
+            let late = self.shared.settings.timeout.is_some_and(|most| state.heard.elapsed() > most);
+            let needless = state.closed && !state.ready;
+            if !(late && !idle || needless) {
+                continue;
+            }
+            // Nobody waits for what it may still say.
+            (state.hung, state.over) = (true, true);
+            drop(state);
+            life.changed.notify_all();
+            let _ = child.lock().unwrap_or_else(PoisonError::into_inner).kill(); // it may have ended by now
+            return;
+        }
+    }
+
     /// Writes items to the worker; whether there are no more.
     fn feed(&self, life: &Life, mut stdin: impl Write) -> bool {
-        if !life.wait(|s| s.ready) {
-            return false;
+        while !life.lock().ready {
+            if life.lock().over {
+                return false;
+            }
+            if self.shared.abort.load(Relaxed) || self.nothing_left() {
+                return true;
+            }
+            std::thread::sleep(TICK);
         }
         loop {
             if self.shared.abort.load(Relaxed) {
@@ -326,7 +389,13 @@ impl Device<'_> {
                 pool.again.push(task);
                 return false;
             }
-            life.lock().flying.insert(task.job.item.index, task);
+            {
+                let mut state = life.lock();
+                if state.flying.is_empty() {
+                    state.heard = Instant::now();
+                }
+                state.flying.insert(task.job.item.index, task);
+            }
             if stdin.write_all(line.as_bytes()).and_then(|()| stdin.flush()).is_err() {
                 return false;
             }
@@ -347,6 +416,7 @@ impl Device<'_> {
             if !read.is_ok_and(|n| n > 0) || !line.ends_with(b"\n") {
                 return; // a torn line is that of an item that is not done
             }
+            life.lock().heard = Instant::now();
             if line.starts_with(b"{\"index\":") {
                 continue;
             }
@@ -365,7 +435,7 @@ impl Device<'_> {
             if let Some(task) = state.flying.remove(&done.done) {
                 state.answered += 1;
                 let records = std::mem::take(&mut records);
-                let expressions = task.job.item.exprs.len() as u64;
+                let expressions = task.job.item.texts.len() as u64;
                 let ended = Ended { index: done.done, status, records, expressions };
                 self.end(task.job, ended);
             }
@@ -376,10 +446,27 @@ impl Device<'_> {
     }
 }
 
+/// Waits for a process to end; how it did. It can be ended meanwhile.
+fn wait(child: &Mutex<Child>) -> String {
+    loop {
+        match child.lock().unwrap_or_else(PoisonError::into_inner).try_wait() {
+            Ok(None) => {}
+            Ok(Some(status)) => return status.to_string(),
+            Err(e) => return e.to_string(),
+        }
+        std::thread::sleep(TICK);
+    }
+}
+
 /// An item as a worker reads it.
 fn request(item: &Item) -> Result<String, Failure> {
-    let Item { index, id, picture, exprs } = item;
-    let mut line = json!({"index": index, "id": id, "exprs": exprs, "name": picture.name()});
+    let Item { index, id, picture, texts, ask } = item;
+    let mut line = json!({"index": index, "id": id, "name": picture.name()});
+    match ask {
+        Ask::Questions => line["questions"] = json!(texts),
+        Ask::Expressions => line["exprs"] = json!(texts),
+        Ask::As(_) | Ask::Published(_) => (line["exprs"], line["ask"]) = (json!(texts), json!(ask)),
+    }
     match picture {
         Picture::Path { path, name } => {
             let path = path.to_str().ok_or_else(|| {

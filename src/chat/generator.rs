@@ -12,7 +12,7 @@ use crate::plan::Plan;
 use crate::reference::{SAMPLE_DRAWS, SAMPLE_KNOBS, inv_freq};
 use crate::text::TokenId;
 use crate::{Error, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -142,7 +142,7 @@ pub(super) struct History {
 }
 
 /// Why an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Finish {
     /// The model ended it.

@@ -264,9 +264,9 @@ impl Chat {
                 }
             }
         }
-        let lost = || Error::Text {
-            what: "answer".into(),
-            expected: "a device that works to the end".into(),
+        let lost = || Error::Device {
+            device: "of the chat".into(),
+            expected: "one that works to the end".into(),
             found: broken.clone(),
         };
         ids.into_iter().map(|id| replies.remove(&id?).unwrap_or_else(|| Err(lost()))).collect()
@@ -300,7 +300,7 @@ fn template(tokenizer: &Tokenizer) -> Result<Vec<Vec<TokenId>>> {
 }
 
 /// `question` with a place for each of `pictures` new pictures: as it has them, or before it.
-fn place_pictures(question: &str, pictures: usize) -> Result<String> {
+pub(crate) fn place_pictures(question: &str, pictures: usize) -> Result<String> {
     let marks = question.matches("<image>").count();
     match (marks, pictures) {
         (0, 1) => Ok(format!("<image>\n{question}")),

@@ -1,11 +1,13 @@
 //! `mllmseg batch`: a data set of pictures and expressions, unattended.
 
-use super::{Each, How, report as tell};
+use super::chat::Generate;
+use super::{Compute, Each, How, On, report as tell};
 use mllmseg::batch::journal::RESULTS;
-use mllmseg::batch::{Batch, Compute, Counts, Disk, Stats, Worker, dry_run, manifest, report, run_batch};
-use mllmseg::batch::{coco, parquet};
+use mllmseg::batch::{self as batch, Ask, Batch, Counts, Disk, Models, Stats, Worker};
+use mllmseg::batch::{coco, dry_run, manifest, parquet, report, run_batch};
+use mllmseg::chat::Sampling;
 use mllmseg::device::Choice;
-use mllmseg::{Error, Result};
+use mllmseg::{Error, Options, Result};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,10 +18,15 @@ use std::time::Duration;
 /// Segment a data set: a manifest, a folder, a glob, tar shards, Parquet files
 ///
 /// A manifest has a line of JSON an item: {"id": anything, "image": FILE | "image_b64": BYTES, "exprs": [...] | "expr": ...}; paths
-/// start at its folder. Tar shards (as WebDataset's) and Parquet files (as the Hugging Face hub's) hold pictures and expressions. OUT/results.jsonl gets a line for each item and expression: index, id, image, expr, and the mask as COCO
-/// RLE with bbox, area, score, no_target; or {"error": {"kind": "permanent" | "transient", "message": ...}}.
+/// start at its folder. Tar shards (as WebDataset's) and Parquet files (as the Hugging Face hub's) hold pictures and expressions.
+/// OUT/results.jsonl gets a line for each item and expression: index, id, image, expr, and the mask as COCO RLE with bbox, area, score,
+/// no_target; or {"error": {"kind": "permanent" | "transient", "message": ...}}.
 ///
-/// Ended in any way, run again it continues, and what failed for now is tried again. Ctrl-C finishes what is in flight.
+/// Instead of expressions an item may have "questions": [...] | "question": ..., each of which is answered on its own, in words: its line has
+/// question, answer, finish (why it ended: stop, length, cache_full) and tokens. With nothing but questions the checkpoint needs no mask
+/// decoder.
+///
+/// Ended in any way, run again it continues, and what failed for now is tried again. Ctrl-C and SIGTERM finish what is in flight.
 /// Exit code: 0 all done, 3 some items failed, 1 the run failed or was stopped, 2 usage.
 ///
 /// Example: mllmseg batch data/manifest.jsonl --model DIR --device cuda:0,cuda:1 --out results
@@ -37,9 +44,6 @@ pub struct Args {
     /// What to ask of the pictures of a folder or glob, or instead of what tar shards and Parquet files ask; once for each
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     expr: Vec<String>,
-    /// Where to run: cpu, cuda:N or sim; several, as cuda:0,cuda:1, get a process each
-    #[arg(long, default_value = "cpu", value_delimiter = ',')]
-    device: Vec<Choice>,
     /// Do the I-th of N parts, I from 0, into OUT/shard-I-of-N; `auto` takes both from a Slurm array's or an indexed Kubernetes job's
     /// variables (SLURM_ARRAY_TASK_ID and _COUNT; JOB_COMPLETION_INDEX and JOB_COMPLETIONS)
     #[arg(long, value_name = "I/N|auto", value_parser = shard)]
@@ -61,10 +65,126 @@ pub struct Args {
     /// The final numbers as JSON on stdout
     #[arg(long)]
     json: bool,
+    /// Exit with 0 also if items failed (their lines say why), for schedulers that would run the whole again
+    #[arg(long)]
+    failures_ok: bool,
     #[command(flatten)]
     each: Each,
     #[command(flatten)]
-    how: How,
+    devices: Devices,
+    #[command(flatten, next_help_heading = "Questions")]
+    questions: Questions,
+}
+
+/// Where a data set is computed.
+#[derive(clap::Args)]
+pub struct Devices {
+    /// Where to run: cpu, cuda:N or sim; several, as cuda:0,cuda:1. All but a single cpu get a process each
+    #[arg(long, default_value = "cpu", value_delimiter = ',')]
+    device: Vec<Choice>,
+    /// End a device's process that has given no answer for S seconds, and try its items once more on another (0: wait forever). Opening the
+    /// model and its first pictures take part of it
+    #[arg(long, value_name = "S", default_value_t = 1800)]
+    item_timeout: u64,
+    #[command(flatten)]
+    pub how: How,
+}
+
+impl Devices {
+    /// How long a process may say nothing.
+    pub fn timeout(&self) -> Option<Duration> {
+        (self.item_timeout > 0).then(|| Duration::from_secs(self.item_timeout))
+    }
+
+    /// What computes: a single CPU in this process, everything else in processes of their own, which get `args`. What `first`, the way in which
+    /// the first item is asked, needs is opened at once.
+    pub fn compute<'a>(
+        &'a self,
+        model: &'a str,
+        cache_tokens: usize,
+        args: Vec<String>,
+        first: &Ask,
+    ) -> Result<batch::Compute<'a>> {
+        if self.device == [Choice::Cpu] {
+            let on = On { device: Choice::Cpu, how: self.how.clone() };
+            let compute = Compute { on, without: Vec::new(), log_nodes: None };
+            let mut models = models(model, compute, cache_tokens)?;
+            models.open_for(first)?;
+            return Ok(batch::Compute::Here(Box::new(models)));
+        }
+        let program = std::env::current_exe().map_err(Error::io(Path::new("mllmseg"), "find"))?;
+        let worker = |device: &Choice| {
+            let mut command = vec![program.clone().into_os_string()];
+            command.extend(["worker", "--stdio", "--alive", "--model", model].map(Into::into));
+            command.push(format!("--device={device}").into());
+            command.extend((*first == Ask::Questions).then(|| "--questions-first".into()));
+            command.extend(args.iter().cloned().chain(self.how.args()).map(Into::into));
+            Worker { device: device.to_string(), command }
+        };
+        Ok(batch::Compute::Workers(self.device.iter().map(worker).collect()))
+    }
+}
+
+/// A checkpoint for expressions and questions on one device, of which nothing is opened yet.
+pub fn models(model: &str, compute: Compute, cache_tokens: usize) -> Result<Models<'_>> {
+    let options =
+        Options { device: compute.on.device, user_text: compute.on.how.user_text(), ..Options::default() };
+    let on = On { device: compute.on.device, how: compute.on.how.clone() };
+    let chat = move || on.chat(model, cache_tokens);
+    Models::new(model, (options, cache_tokens), move || compute.open(model), chat)
+}
+
+/// How questions are answered.
+#[derive(clap::Args)]
+pub struct Questions {
+    #[command(flatten)]
+    generate: Generate,
+    /// Most tiles that a picture is cut into, the thumbnail not counted [default: the checkpoint's max_dynamic_patch]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=12))]
+    max_tiles: Option<u16>,
+    /// Instead of the checkpoint's system message
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+}
+
+impl Questions {
+    /// Tokens that the K/V cache holds.
+    pub fn cache_tokens(&self) -> usize {
+        self.generate.cache_tokens
+    }
+
+    /// As a batch takes it.
+    pub fn settings(&self) -> batch::Questions {
+        let (generation, max_tiles) = (self.generate.generation(), self.max_tiles.map(usize::from));
+        batch::Questions { generation, max_tiles, system: self.system.clone() }
+    }
+
+    /// As arguments of a worker.
+    fn args(&self) -> Vec<String> {
+        let batch::Questions { generation, max_tiles, system } = self.settings();
+        let by = generation.sampling;
+        let mut args = vec![
+            format!("--max-new-tokens={}", generation.max_new_tokens),
+            format!("--repetition-penalty={}", by.repetition_penalty),
+            format!("--seed={}", by.seed),
+            format!("--cache-tokens={}", self.cache_tokens()),
+        ];
+        if by != (Sampling { repetition_penalty: by.repetition_penalty, seed: by.seed, ..Sampling::GREEDY }) {
+            args.extend([format!("--temperature={}", by.temperature), format!("--top-p={}", by.top_p)]);
+            args.push(format!("--top-k={}", by.top_k));
+        }
+        args.extend((!generation.speculate).then(|| "--no-guess".into()));
+        args.extend(max_tiles.map(|n| format!("--max-tiles={n}")));
+        args.extend(system.map(|text| format!("--system={text}")));
+        args
+    }
+
+    /// What of it changes results, as text.
+    fn results_depend_on(&self) -> String {
+        let batch::Questions { generation, max_tiles, system } = self.settings();
+        let (most, by, cache) = (generation.max_new_tokens, generation.sampling, self.cache_tokens());
+        format!("questions {most} {by:?} {cache} {max_tiles:?} {system:?}")
+    }
 }
 
 /// Files that are made of the results when all are there.
@@ -134,9 +254,9 @@ fn shard_of(variable: &dyn Fn(&str) -> Option<String>) -> std::result::Result<[u
     Ok([i, n])
 }
 
-/// 0 if nothing failed, else 3.
-pub fn exit_code(counts: &Counts) -> ExitCode {
-    ExitCode::from(if counts.permanent + counts.transient > 0 { 3 } else { 0 })
+/// 0 if nothing failed, or if that is `ok`, else 3.
+pub fn exit_code(counts: &Counts, ok: bool) -> ExitCode {
+    ExitCode::from(if !ok && counts.permanent + counts.transient > 0 { 3 } else { 0 })
 }
 
 /// Set at the first Ctrl-C; the second ends the process.
@@ -169,11 +289,15 @@ pub fn run(mut args: Args) -> Result<ExitCode> {
     }
     let shard = args.shard.unwrap_or([0, 1]);
     let input = manifest::open(&args.source, &args.expr)?;
-    let settings = args.each.settings(out.clone());
+    let mut settings = args.each.settings(out.clone());
+    (settings.questions, settings.timeout) = (args.questions.settings(), args.devices.timeout());
+    let how = &args.devices.how;
     if args.dry_run {
-        let engine = args.how.open(&args.model, Choice::Cpu)?;
+        let on = On { device: Choice::Cpu, how: how.clone() };
+        let compute = Compute { on, without: Vec::new(), log_nodes: None };
+        let mut models = models(&args.model, compute, args.questions.cache_tokens())?;
         let wanted = |index: u64| index % shard[1] == shard[0];
-        let found = dry_run(&engine, input.items, wanted, &settings)?;
+        let found = dry_run(&mut models, input.items, wanted, &settings)?;
         for (index, failure) in &found.problems {
             eprintln!("item {index}: {}", failure.message);
         }
@@ -186,26 +310,22 @@ pub fn run(mut args: Args) -> Result<ExitCode> {
     }
     let batch = Batch {
         model: &args.model,
-        options: format!("{}, {}", args.each.results_depend_on(), args.how.results_depend_on()),
+        options: [args.each.results_depend_on(), how.results_depend_on(), args.questions.results_depend_on()]
+            .join(", "),
         shard,
         unordered: args.unordered,
         restart: args.restart,
         settings,
     };
+    // The first item says what is opened at once.
+    let mut items = input.items.peekable();
+    let first = items.peek().and_then(|item| Some(item.as_ref().ok()?.ask.clone())).unwrap_or_default();
+    let input = manifest::Input { items: Box::new(items), ..input };
     let compute = || {
-        if args.device == [Choice::Cpu] {
-            return Ok(Compute::Engine(Box::new(args.how.open(&args.model, Choice::Cpu)?)));
-        }
-        let program = std::env::current_exe().map_err(Error::io(&PathBuf::from("mllmseg"), "find"))?;
-        let worker = |device: &Choice| {
-            let mut command = vec![program.clone().into_os_string()];
-            command.extend(["worker", "--stdio", "--model", &args.model, "--out"].map(Into::into));
-            command.push(out.clone().into_os_string());
-            command.push(format!("--device={device}").into());
-            command.extend(args.each.args().into_iter().chain(args.how.args()).map(Into::into));
-            Worker { device: device.to_string(), command }
-        };
-        Ok(Compute::Workers(args.device.iter().map(worker).collect()))
+        let mut worker = args.each.args();
+        worker.extend(args.questions.args());
+        worker.push(format!("--out={}", out.display()));
+        args.devices.compute(&args.model, args.questions.cache_tokens(), worker, &first)
     };
     let (disk, stats) = (Disk::default(), Stats::default());
     let (position, length) = (std::sync::Arc::clone(&input.position), input.length);
@@ -248,7 +368,7 @@ pub fn run(mut args: Args) -> Result<ExitCode> {
             }
         }
     }
-    Ok(exit_code(&counts))
+    Ok(exit_code(&counts, args.failures_ok))
 }
 
 /// Runs `work` and says on stderr how far it is: often on a terminal, now and then in a log.

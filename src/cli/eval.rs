@@ -1,12 +1,13 @@
 //! `mllmseg eval`: the published data sets, and the figures that the papers report of them.
 
-use super::batch::{progress, stop_at_interrupt};
-use super::{Compute, make_dir};
+use super::batch::{Devices, progress, stop_at_interrupt};
+use super::make_dir;
 use mllmseg::batch::journal::RESULTS;
-use mllmseg::batch::{Disk, Settings, Stats};
+use mllmseg::batch::{Ask, Compute, Disk, Settings, Stats};
+use mllmseg::chat;
 use mllmseg::eval::{Metrics, Name, Place, Protocol, Split, THRESHOLDS, answer, score};
 use mllmseg::image::write_file;
-use mllmseg::{Engine, Error, Result};
+use mllmseg::{Error, Result};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -27,7 +28,7 @@ use std::sync::atomic::AtomicU64;
 /// expression. Ended in any way, run again it continues; what is answered is not asked again, also for other protocols.
 /// Exit code: 0 all done, 3 some expressions failed (they are in no figure), 1 the run failed or was stopped, 2 usage.
 ///
-/// Example: mllmseg eval --model DIR --data datasets --dataset refcoco,refcoco+ --protocol upstream,deploy --out eval
+/// Example: mllmseg eval --model DIR --data datasets --dataset refcoco,refcoco+ --protocol upstream,deploy --device cuda:0,cuda:1 --out eval
 #[derive(clap::Args)]
 pub struct Args {
     /// Checkpoint: a folder, or ORG/NAME in the Hugging Face cache
@@ -64,7 +65,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    compute: Compute,
+    devices: Devices,
 }
 
 fn protocol(text: &str) -> std::result::Result<Protocol, String> {
@@ -118,9 +119,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 /// What stays from split to split.
 #[derive(Default)]
-struct State {
+struct State<'a> {
     /// Opened when there is something to ask.
-    engine: Option<Engine>,
+    compute: Option<Compute<'a>>,
     /// Folders that were started over.
     restarted: HashSet<String>,
 }
@@ -129,20 +130,26 @@ struct State {
 type Row = (Metrics, usize);
 
 /// Answers what is missing of a split and scores it; `None` if the run was asked to stop.
-fn one(args: &Args, split: &Split, protocol: Protocol, state: &mut State) -> Result<Option<Row>> {
+fn one<'a>(args: &'a Args, split: &Split, protocol: Protocol, state: &mut State<'a>) -> Result<Option<Row>> {
     let how = if protocol.joint() { "joint" } else { "single" };
     let name = [split.name.folder(), &split.split_by, &split.split, how].join("_");
-    let settings = Settings { out: args.out.join(&name), ..Settings::default() };
+    let settings =
+        Settings { out: args.out.join(&name), timeout: args.devices.timeout(), ..Settings::default() };
     let out = settings.out.clone();
     let (disk, stats) = (Disk::default(), Stats::default());
-    let options = args.compute.on.how.results_depend_on();
-    let open = || args.compute.open(&args.model);
+    let options = args.devices.how.results_depend_on();
+    let open = || {
+        // Nothing is asked in words.
+        let cache_tokens = chat::Options::default().cache_tokens;
+        let worker = vec!["--keep-rejected".into()];
+        args.devices.compute(&args.model, cache_tokens, worker, &Ask::Expressions)
+    };
     let (position, length) = (AtomicU64::new(0), split.pictures.len() as u64);
     let done = progress(&stats, (&position, length), || {
         let restart = args.restart && state.restarted.insert(name.clone());
         let run = (args.model.as_str(), options.as_str(), restart);
         let shared = (&disk, &stats, stop_at_interrupt(), &position);
-        answer(split, protocol, run, settings, (&mut state.engine, open), shared)
+        answer(split, protocol, run, settings, (&mut state.compute, open), shared)
     })?;
     if !done {
         return Ok(None);

@@ -38,5 +38,5 @@ pub fn run(args: Args) -> Result<ExitCode> {
         counts.transient,
         args.out.display()
     );
-    Ok(super::batch::exit_code(&counts))
+    Ok(super::batch::exit_code(&counts, false))
 }

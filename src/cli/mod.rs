@@ -177,12 +177,6 @@ impl How {
     fn results_depend_on(&self) -> String {
         format!("cpu {:?}, text {:?}", self.precision(), self.user_text())
     }
-
-    /// Opens the model on one device; its notes go to stderr.
-    fn open(&self, model: &str, device: Choice) -> Result<Engine> {
-        let on = On { device, how: self.clone() };
-        Compute { on, without: Vec::new(), log_nodes: None }.open(model)
-    }
 }
 
 impl On {

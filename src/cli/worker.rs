@@ -1,10 +1,11 @@
 //! `mllmseg worker`: items in on stdin, records out on stdout; what `batch` and tools/python start.
 
+use super::batch::{Questions, models};
 use super::{Compute, Each};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use mllmseg::batch::manifest::JsonLines;
-use mllmseg::batch::workers::{Done, Ready};
-use mllmseg::batch::{Disk, Ended, Stats, run_engine};
+use mllmseg::batch::workers::{Alive, Done, Ready};
+use mllmseg::batch::{Ask, Disk, Ended, Stats, Work, run_here};
 use mllmseg::{Error, Result};
 use std::io::{BufReader, Write, stdin, stdout};
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use std::time::Duration;
 /// Take items on stdin and give their records on stdout, for another program
 ///
 /// Lines in are those of `batch`'s manifest; they may also say their place, `index` (else their number), and what records call the
-/// picture, `name`. Out comes {"ready": DEVICE}; then for each item, as it ends, its records, one line an expression, as in
+/// picture, `name`. Out comes {"ready": DEVICE}; then for each item, as it ends, its records, one line an expression or question, as in
 /// results.jsonl, and {"done": INDEX, "status": "done" | "permanent" | "transient", "device_s": S}. Some tens of items may be
 /// in flight; more wait in the pipe. It ends with its input.
 ///
@@ -32,19 +33,34 @@ pub struct Args {
     /// Folder for masks and overlays
     #[arg(long, value_name = "DIR", default_value = "out")]
     out: PathBuf,
+    /// Also say {"answers": N} while answers come, once a second
+    #[arg(long)]
+    alive: bool,
+    /// Be ready for questions first: what expressions need is opened when the first one comes, instead of the other way round
+    #[arg(long)]
+    questions_first: bool,
     #[command(flatten)]
     each: Each,
     #[command(flatten)]
     compute: Compute,
+    #[command(flatten, next_help_heading = "Questions")]
+    questions: Questions,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
     // Ctrl-C in a terminal goes to every process; the one that reads our results ends us by closing stdin.
     let _ = ctrlc::set_handler(|| ());
-    let mut engine = args.compute.open(&args.model)?;
-    let settings = args.each.settings(args.out.clone());
-    say(&line(&Ready { ready: args.compute.on.device.to_string() }))?;
-    let (disk, stats, stop) = (Disk::default(), Stats::default(), AtomicBool::new(false));
+    let mut settings = args.each.settings(args.out.clone());
+    settings.questions = args.questions.settings();
+    let ready = Ready { ready: args.compute.on.device.to_string() };
+    let mut models = models(&args.model, args.compute, args.questions.cache_tokens())?;
+    models.open_for(if args.questions_first { &Ask::Questions } else { &Ask::Expressions })?;
+    say(&line(&ready))?;
+    let (disk, stats, stop) = (Disk::default(), Arc::new(Stats::default()), AtomicBool::new(false));
+    if args.alive {
+        let stats = Arc::clone(&stats);
+        std::thread::spawn(move || tell_answers(&stats)); // ends with the process
+    }
     // Whoever writes to us may wait for an answer, and we for the next line: a device that fails must end us all the same.
     let (send, lines) = bounded(1);
     std::thread::spawn(move || {
@@ -66,8 +82,33 @@ pub fn run(args: Args) -> Result<ExitCode> {
         ended.records.extend(line(&done));
         say(&ended.records)
     };
-    run_engine(&mut engine, source, &|_| true, false, &settings, (&disk, &stats, &stop), &mut sink)?;
+    run_here(
+        &mut models,
+        Work {
+            source,
+            wanted: &|_| true,
+            ordered: false,
+            settings: &settings,
+            disk: &disk,
+            stats: &stats,
+            stop: &stop,
+            sink: &mut sink,
+        },
+    )?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says once a second how many answers there are, if there are more.
+fn tell_answers(stats: &Stats) {
+    let mut said = 0;
+    loop {
+        std::thread::sleep(Duration::from_secs(1));
+        let answers = stats.answers();
+        if answers > said && say(&line(&Alive { answers })).is_err() {
+            return; // nobody reads
+        }
+        said = answers;
+    }
 }
 
 fn line(value: &impl serde::Serialize) -> Vec<u8> {

@@ -1,9 +1,9 @@
 //! The host's work before a run: a picture's pixels at the model's size, its expressions as token ids. Any thread can do it.
 
 use super::{Prompting, Request};
+use crate::checkpoint::config::Config;
 use crate::device::Choice;
 use crate::image::{Rgb, resize_bicubic};
-use crate::models::mllmseg::Model;
 use crate::text::{Prompts, Sequence, Tokenizer, UserText};
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -56,8 +56,12 @@ impl Prepared {
 }
 
 impl Preprocessor {
-    pub(super) fn new(model: &Model, tokenizer: Arc<Tokenizer>, user_text: UserText, device: Choice) -> Self {
-        let config = &model.config;
+    pub(crate) fn new(
+        config: &Config,
+        tokenizer: Arc<Tokenizer>,
+        user_text: UserText,
+        device: Choice,
+    ) -> Self {
         Self {
             tokenizer,
             system_message: config.system_message.clone(),

@@ -5,9 +5,9 @@ use super::metrics::{Compared, Metrics, Protocol};
 use crate::batch::item::{self, Failure, Item, Outcome, Record};
 use crate::batch::journal::{Output, Run};
 use crate::batch::records::walk;
-use crate::batch::{Ask, Disk, End, Ended, Settings, Stats, run_engine};
+use crate::batch::{Ask, Compute, Disk, End, Ended, Settings, Stats, Work};
 use crate::engine::Prompting;
-use crate::{Engine, Error, Result};
+use crate::{Error, Result};
 use serde::Serialize;
 use std::collections::HashMap;
 use std::path::Path;
@@ -22,13 +22,18 @@ impl Protocol {
 }
 
 impl Split {
-    /// Its pictures and expressions as items of a batch, in order; the id is the picture's place. `position` counts them.
-    fn items<'a>(&'a self, position: &'a AtomicU64) -> impl Iterator<Item = Result<Item>> + Send + 'a {
-        (0..).zip(&self.pictures).map(|(index, p)| {
+    /// Its pictures and expressions as items of a batch, in order, each asked in its way; the id is the picture's place. `position` counts
+    /// them.
+    fn items<'a>(
+        &'a self,
+        asks: Vec<Ask>,
+        position: &'a AtomicU64,
+    ) -> impl Iterator<Item = Result<Item>> + Send + 'a {
+        (0..).zip(self.pictures.iter().zip(asks)).map(|(index, (p, ask))| {
             position.store(index + 1, Relaxed);
             let picture = item::Picture::Path { name: p.name(), path: p.path.clone() };
-            let exprs = p.queries.iter().map(|q| q.text.clone()).collect();
-            Ok(Item { index, id: index.into(), picture, exprs })
+            let texts = p.queries.iter().map(|q| q.text.clone()).collect();
+            Ok(Item { index, id: index.into(), picture, texts, ask })
         })
     }
 
@@ -80,19 +85,19 @@ impl Picture {
     }
 }
 
-/// Answers what a folder of results lacks of a split, as a batch does: ended in any way, it continues. The checkpoint is opened with
-/// `open` when there is something to do and it is not open yet. Whether all is answered; if not, the run was asked to stop.
+/// Answers what a folder of results lacks of a split, as a batch does: ended in any way, it continues. What computes is made by `open` when
+/// there is something to do and it is not there yet. Whether all is answered; if not, the run was asked to stop.
 ///
 /// `position` counts the pictures; `run` is what the results depend on: the checkpoint as it is named, everything else as text; and whether to start over.
 ///
 /// # Errors
-/// [`Error::Usage`] if the folder holds another run's results; those that end a batch, see [`run_engine`].
-pub fn answer(
+/// [`Error::Usage`] if the folder holds another run's results; those that end a batch, see [`Compute::run`].
+pub fn answer<'a>(
     split: &Split,
     protocol: Protocol,
     (model, options, restart): (&str, &str, bool),
     settings: Settings,
-    (engine, open): (&mut Option<Engine>, impl FnOnce() -> Result<Engine>),
+    (compute, open): (&mut Option<Compute<'a>>, impl FnOnce() -> Result<Compute<'a>>),
     (disk, stats, stop, position): (&Disk, &Stats, &AtomicBool, &AtomicU64),
 ) -> Result<bool> {
     let asks = split.asks(protocol)?;
@@ -105,20 +110,29 @@ pub fn answer(
         unordered: false,
         shard: [0, 1],
     };
-    let settings = Settings { asks: asks.into(), keep_rejected: true, ..settings };
+    let settings = Settings { keep_rejected: true, ..settings };
     let mut output = Output::open(disk, &settings.out, run, restart)?;
     if output.complete() {
         return Ok(true);
     }
     let recorded = output.snapshot();
     let wanted = |index: u64| recorded.lacks(index);
-    let engine = match engine {
-        Some(engine) => engine,
-        None => engine.insert(open()?),
+    let compute = match compute {
+        Some(compute) => compute,
+        None => compute.insert(open()?),
     };
     let mut sink = |e: Ended| output.append(e.index, e.status, &e.records);
-    match run_engine(engine, split.items(position), &wanted, true, &settings, (disk, stats, stop), &mut sink)?
-    {
+    let work = Work {
+        source: split.items(asks, position),
+        wanted: &wanted,
+        ordered: true,
+        settings: &settings,
+        disk,
+        stats,
+        stop,
+        sink: &mut sink,
+    };
+    match compute.run(work)? {
         End::Complete(items) => output.finish(items).map(|()| true),
         End::Stopped => output.sync().map(|()| false),
     }
@@ -182,6 +196,7 @@ pub fn score(split: &Split, results: &Path, mut each: impl FnMut(Sample) -> Resu
         seen[place] += 1;
         let found = match record.outcome {
             Outcome::Mask(found) => found,
+            Outcome::Text(_) => return Err(other("masks".into(), "an answer in words".into())),
             Outcome::Failed { error } => {
                 scored.failed.push(error);
                 return Ok(());

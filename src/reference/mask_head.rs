@@ -3,10 +3,16 @@
 
 use super::{conv5x5, sigmoid};
 use crate::ops::{DESCRIPTOR, STATS};
+use multiversion::multiversion;
 use rayon::prelude::*;
 
+/// Lines that a thread makes at a time.
+const LINES: usize = 32;
+
 /// Per output index: lower index, upper index, weight of the upper.
-fn taps(input: usize, output: usize) -> Vec<(usize, usize, f32)> {
+type Tap = (usize, usize, f32);
+
+fn taps(input: usize, output: usize) -> Vec<Tap> {
     let scale = input as f32 / output as f32;
     let tap = |i: usize| {
         let at = ((i as f32 + 0.5) * scale - 0.5).max(0.0);
@@ -19,41 +25,86 @@ fn taps(input: usize, output: usize) -> Vec<(usize, usize, f32)> {
 /// `y` `(h, w)` from `x` `(S, S)`, bilinear.
 pub fn resize(y: &mut [f32], x: &[f32], size: usize, h: usize, w: usize) {
     let (rows, cols) = (taps(size, h), taps(size, w));
-    y.par_chunks_mut(w).zip(&rows).for_each(|(y, &row)| line(y, x, size, row, &cols));
+    y.par_chunks_mut(LINES * w).zip(rows.par_chunks(LINES)).for_each(|(y, rows)| {
+        resample(x, size, rows, &cols, |i, line| y[i * w..][..w].copy_from_slice(line));
+    });
 }
 
-fn line(
-    y: &mut [f32],
-    x: &[f32],
-    size: usize,
-    (y0, y1, fy): (usize, usize, f32),
-    cols: &[(usize, usize, f32)],
-) {
-    let (top, bottom) = (&x[y0 * size..][..size], &x[y1 * size..][..size]);
+/// Calls `each` with the lines `rows` of `x` `(S, S)` at its new size.
+fn resample(x: &[f32], size: usize, rows: &[Tap], cols: &[Tap], mut each: impl FnMut(usize, &[f32])) {
+    let mut line = vec![0.0; cols.len()];
+    // The newest even and odd row of `x`, already as wide as a line: the next line mostly needs them again.
+    let mut wide = [0, 1].map(|_| (usize::MAX, vec![0.0; cols.len()]));
+    for (i, &(y0, y1, fy)) in rows.iter().enumerate() {
+        for y in [y0, y1] {
+            let (row, values) = &mut wide[y % 2];
+            if *row != y {
+                *row = y;
+                across(values, &x[y * size..][..size], cols);
+            }
+        }
+        blend(&mut line, &wide[y0 % 2].1, &wide[y1 % 2].1, fy);
+        each(i, &line);
+    }
+}
+
+fn across(y: &mut [f32], x: &[f32], cols: &[Tap]) {
     for (y, &(x0, x1, fx)) in y.iter_mut().zip(cols) {
-        let t = top[x0] * (1.0 - fx) + top[x1] * fx;
-        let b = bottom[x0] * (1.0 - fx) + bottom[x1] * fx;
+        *y = x[x0] * (1.0 - fx) + x[x1] * fx;
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+fn blend(y: &mut [f32], top: &[f32], bottom: &[f32], fy: f32) {
+    for ((y, t), b) in y.iter_mut().zip(top).zip(bottom) {
         *y = t * (1.0 - fy) + b * fy;
     }
 }
 
-/// Pixels of a line that are set, the first and last of them, and the sum of their values in units of 2^-30.
-type Line = (i32, i32, i32, u64);
+/// Pixels of a mask that are set, their box, and the sum of their values in units of 2^-30.
+#[derive(Clone, Copy)]
+struct Set {
+    area: i32,
+    left: i32,
+    top: i32,
+    right: i32,
+    bottom: i32,
+    sum: u64,
+}
 
-/// A line of values as bits, 32 columns a word, the first the lowest.
-fn pack(words: &mut [i32], values: &[f32]) -> Line {
-    let (mut area, mut left, mut right, mut sum) = (0, i32::MAX, -1, 0);
+impl Set {
+    const EMPTY: Self = Self { area: 0, left: i32::MAX, top: i32::MAX, right: -1, bottom: -1, sum: 0 };
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            area: self.area + other.area,
+            left: self.left.min(other.left),
+            top: self.top.min(other.top),
+            right: self.right.max(other.right),
+            bottom: self.bottom.max(other.bottom),
+            sum: self.sum + other.sum,
+        }
+    }
+}
+
+/// Line `row` of a mask as bits, 32 columns a word, the first the lowest.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+fn pack(words: &mut [i32], values: &[f32], row: i32) -> Set {
+    let mut set = Set::EMPTY;
     for (w, (word, values)) in words.iter_mut().zip(values.chunks(32)).enumerate() {
         let bits = values.iter().enumerate().fold(0u32, |bits, (i, &v)| bits | u32::from(v >= 0.5) << i);
         *word = bits as i32;
         if bits != 0 {
-            area += bits.count_ones() as i32;
-            left = left.min(w as i32 * 32 + bits.trailing_zeros() as i32);
-            right = w as i32 * 32 + bits.ilog2() as i32;
-            sum += values.iter().filter(|v| **v >= 0.5).map(|v| (v * 1073741824.0) as u64).sum::<u64>();
+            set.area += bits.count_ones() as i32;
+            set.left = set.left.min(w as i32 * 32 + bits.trailing_zeros() as i32);
+            set.right = w as i32 * 32 + bits.ilog2() as i32;
+            (set.top, set.bottom) = (row, row);
+            // Probabilities are at most 1, so that each fits a word.
+            let fixed = |v: &f32| if *v >= 0.5 { (v * 1073741824.0) as u32 } else { 0 };
+            set.sum += values.iter().map(|v| u64::from(fixed(v))).sum::<u64>();
         }
     }
-    (area, left, right, sum)
+    set
 }
 
 /// See [`crate::ops::mask_head`]; `x` `(Q, S, S)`, the convolution's weights and bias.
@@ -78,28 +129,24 @@ pub fn mask_head(
         sigmoid(p, &pre);
         let [at, h, width] = [m[0] as usize, m[1] as usize, m[2] as usize];
         let (rows, cols, words, p) = (taps(size, h), taps(size, width), width.div_ceil(32), &*p);
-        let lines: Vec<Line> = bits[at..at + h * words]
-            .par_chunks_mut(words)
-            .zip(&rows)
-            .map_init(
-                || vec![0.0; width],
-                |values, (words, &row)| {
-                    line(values, p, size, row, &cols);
-                    pack(words, values)
-                },
-            )
-            .collect();
-        let set = |l: &&Line| l.0 > 0;
-        let sum: u64 = lines.iter().map(|l| l.3).sum();
+        let parts = bits[at..at + h * words].par_chunks_mut(LINES * words).zip(rows.par_chunks(LINES));
+        let part = |(part, (bits, rows)): (usize, (&mut [i32], &[Tap]))| {
+            let mut set = Set::EMPTY;
+            resample(p, size, rows, &cols, |i, line| {
+                set = set.and(pack(&mut bits[i * words..][..words], line, (part * LINES + i) as i32));
+            });
+            set
+        };
+        let set = parts.enumerate().map(part).reduce(|| Set::EMPTY, Set::and);
         stats.copy_from_slice(&[
-            lines.iter().map(|l| l.0).sum(),
-            lines.iter().map(|l| l.1).min().unwrap_or(i32::MAX),
-            lines.iter().position(|l| l.0 > 0).map_or(i32::MAX, |r| r as i32),
-            lines.iter().map(|l| l.2).max().unwrap_or(-1),
-            lines.iter().rposition(|l| set(&l)).map_or(-1, |r| r as i32),
+            set.area,
+            set.left,
+            set.top,
+            set.right,
+            set.bottom,
             i32::from(p.iter().any(|v| v.is_nan())),
-            sum as u32 as i32,
-            (sum >> 32) as i32,
+            set.sum as u32 as i32,
+            (set.sum >> 32) as i32,
         ]);
     }
 }

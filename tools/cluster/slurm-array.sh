@@ -12,7 +12,7 @@
 #SBATCH --mem=32G
 #SBATCH --time=12:00:00              # edit
 #SBATCH --requeue
-#SBATCH --signal=B:TERM@120          # two minutes to finish what is in flight
+#SBATCH --signal=B:TERM@120          # two minutes to finish what is in flight; it ends with 1 then: submit again
 #SBATCH --output=mllmseg-%A_%a.log
 set -euo pipefail
 
@@ -21,20 +21,9 @@ MODEL=/models/MLLMSeg_InternVL2_5_8B_RES # edit
 OUT=/data/masks                      # edit
 SHARDS=${SHARDS:-$SLURM_ARRAY_TASK_COUNT}
 
-mllmseg batch "$MANIFEST" --model "$MODEL" --out "$OUT" --device cuda:0 \
-    --shard "$SLURM_ARRAY_TASK_ID/$SHARDS" &
-pid=$!
-trap 'kill -TERM $pid' TERM
-status=0
-wait $pid || status=$?
-# A signal ends `wait`, not the program.
-while kill -0 $pid 2>/dev/null; do
-    status=0
-    wait $pid || status=$?
-done
-# 3: all done, some items have errors in their lines. 1 after a signal: submit again.
-[ $status -eq 3 ] && status=0
-exit $status
+# The program takes the shell's place, and so gets its signals.
+exec mllmseg batch "$MANIFEST" --model "$MODEL" --out "$OUT" --device cuda:0 \
+    --shard "$SLURM_ARRAY_TASK_ID/$SHARDS" --failures-ok
 
 # When all tasks are done (sbatch --dependency=afterok:JOB --wrap '...'):
 #   mllmseg merge "$OUT"/shard-* --out "$OUT/whole"

@@ -46,6 +46,9 @@ def main():
         bad = worker.submit("/gone.png", ["a", "b"]).result(timeout=300)
         assert [r["error"]["kind"] for r in bad] == ["permanent"] * 2, bad
         assert "/gone.png" in bad[0]["error"]["message"], bad
+        chat = scenes[0]["chat"][0]
+        [said] = worker.submit(asked[0][0], questions=[chat["question"]]).result(timeout=300)
+        assert (said["question"], said["answer"], said["finish"]) == (chat["question"], chat["got"], "stop"), said
 
     with tempfile.TemporaryDirectory() as folder:
         killed = os.path.join(folder, "killed")

@@ -36,13 +36,16 @@ class Worker:
             raise WorkerError(f"{' '.join(command)}: expected a worker that is ready, found exit code {self._process.wait()}")
         threading.Thread(target=self._read, daemon=True).start()
 
-    def submit(self, image, exprs, id=None):
-        """Asks about one picture. `image` is a path or the bytes of a JPEG, PNG, ... file; `exprs` a list of expressions.
+    def submit(self, image, exprs=(), id=None, questions=()):
+        """Asks about one picture. `image` is a path or the bytes of a JPEG, PNG, ... file; `exprs` a list of expressions, or
+        `questions` one of questions.
 
-        Returns a Future of the records, one dict an expression in their order: those of results.jsonl, that is `expr` with
-        `segmentation` (COCO RLE), `bbox`, `area`, `score`, `no_target`, or with `error` (`kind`, `message`).
+        Returns a Future of the records, one dict an expression or question in their order: those of results.jsonl, that is `expr` with
+        `segmentation` (COCO RLE), `bbox`, `area`, `score`, `no_target`; `question` with `answer`, `finish`, `tokens`; or with `error`
+        (`kind`, `message`).
         """
-        request = {"id": id, "exprs": [str(e) for e in exprs]}
+        asked = {"questions": [str(q) for q in questions]} if questions else {"exprs": [str(e) for e in exprs]}
+        request = {"id": id, **asked}
         if isinstance(image, (bytes, bytearray, memoryview)):
             request["image_b64"] = base64.b64encode(image).decode()
         else:
