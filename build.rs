@@ -104,13 +104,9 @@ fn build(nvcc: &Path, out: &Path) -> Result<String, String> {
     let mut sources: Vec<PathBuf> =
         fs::read_dir("kernels").map_err(io)?.flatten().map(|e| e.path()).collect();
     sources.sort();
-    let (kernels, headers): (Vec<_>, Vec<_>) =
-        sources.into_iter().partition(|p| p.extension().is_some_and(|e| e == "cu"));
+    let kernels: Vec<_> = sources.into_iter().filter(|p| p.extension().is_some_and(|e| e == "cu")).collect();
     let mut common = DefaultHasher::new();
     (version(nvcc)?, FLAGS).hash(&mut common);
-    for h in &headers {
-        fs::read(h).map_err(io)?.hash(&mut common);
-    }
 
     let ptx = vec!["-ptx".to_string(), "-arch=compute_80".into()];
     let mut fatbin = vec!["-fatbin".to_string()];
@@ -119,7 +115,10 @@ fn build(nvcc: &Path, out: &Path) -> Result<String, String> {
     let mut jobs = Vec::new();
     let mut place = |source: &Path, args: &[String], kind: &str| -> Result<PathBuf, String> {
         let mut hash = common.clone();
-        (fs::read(source).map_err(io)?, args).hash(&mut hash);
+        args.hash(&mut hash);
+        for path in with_headers(source)? {
+            fs::read(path).map_err(io)?.hash(&mut hash);
+        }
         let stem = source.file_stem().unwrap_or_default().to_string_lossy();
         let output = cache.join(format!("{stem}-{:016x}.{kind}", hash.finish()));
         if !output.is_file() {
@@ -154,6 +153,25 @@ fn build(nvcc: &Path, out: &Path) -> Result<String, String> {
         );
     }
     Ok(table + "];\n")
+}
+
+/// A file and the headers of its folder that it includes, each once, and theirs in turn.
+fn with_headers(source: &Path) -> Result<Vec<PathBuf>, String> {
+    let mut files = vec![source.to_path_buf()];
+    for i in 0.. {
+        let Some(file) = files.get(i) else { break };
+        let text = fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
+        for line in text.lines() {
+            let name = line.trim_start().strip_prefix('#').map(str::trim_start);
+            let name = name.and_then(|l| l.strip_prefix("include")?.trim_start().strip_prefix('"'));
+            let Some((name, _)) = name.and_then(|n| n.split_once('"')) else { continue };
+            let path = source.with_file_name(name);
+            if !files.contains(&path) {
+                files.push(path);
+            }
+        }
+    }
+    Ok(files)
 }
 
 /// What a kernel takes: entry, architecture, registers a thread, bytes of stack (where spills go), static shared memory.

@@ -3,12 +3,13 @@
 //!     cargo bench --bench gpu -- --device cuda:0
 //!     cargo bench --bench gpu -- --device sim       (small shapes, answers checked, nothing timed)
 //!
-//! Prints one line of JSON a shape. A matmul's answer is compared with cuBLAS's before it is timed; where libcublas cannot be opened, a line
-//! on standard error says so. Times are between two events around the launch, for both. tools/gpu-check runs it and keeps the record.
+//! Prints one line of JSON a shape. Every answer is compared with the CPU device's, a matmul's with cuBLAS's too; where libcublas cannot be
+//! opened, a line on standard error says so. Times are between two events around the launch, for both. tools/gpu-check runs it and keeps the record.
 
 use cudarc::driver::result as cu;
 use cudarc::driver::sys;
 use half::bf16;
+use mllmseg::device::cpu::Cpu;
 use mllmseg::device::cuda::Cuda;
 use mllmseg::device::{Choice, Device, Values};
 use mllmseg::graph::{DType, Graph, Tensor};
@@ -16,11 +17,14 @@ use mllmseg::models::Bound;
 use mllmseg::models::mllmseg::States;
 use mllmseg::ops::{self, KvCache, SEGMENT};
 use mllmseg::plan::Plan;
+use mllmseg::reference::Precision;
 use serde_json::json;
 use std::ffi::{CStr, c_int, c_void};
 
 /// Times of each shape.
 const RUNS: usize = 20;
+/// Largest relative L2 distance of an answer in bf16 from the CPU's in f32, and of two answers in bf16.
+const DISTANCE: f64 = 5e-3;
 /// More than any L2 cache, in bf16 elements.
 const FLUSH: usize = 64 << 20;
 
@@ -59,12 +63,12 @@ fn main() {
         let (xs, ws) = (values(1, m * k, 1.0), values(2, n * k, 1.0 / (k as f32).sqrt()));
         let (x, w) = (b.input("x", &[m, k], &xs), b.input("w", &[n, k], &ws));
         let y = b.state("y", DType::Act, &[m, n]);
-        let us = b.time(|g| g.push("matmul", ops::matmul(&y, &x, &w).unwrap()));
+        let us = b.time(&y, |g| g.push("matmul", ops::matmul(&y, &x, &w).unwrap()));
         let ours = b.device.f32(&y).unwrap();
         let theirs = cublas.as_ref().map(|c| c.matmul(&xs, &ws, [m, n, k]));
         let distance = theirs.as_ref().map(|t| relative(&ours, &t.0));
         if let Some(d) = distance {
-            assert!(d < 5e-3, "matmul {m}x{n}x{k} and cuBLAS's differ by {d}");
+            assert!(d < DISTANCE, "matmul {m}x{n}x{k} and cuBLAS's differ by {d}");
         }
         let tflops = |us: f64| 2e-6 * (m * n * k) as f64 / us;
         let cublas = theirs.map(|t| t.1);
@@ -99,7 +103,7 @@ fn attention(choice: Choice) {
         let kv = b.input("kv", &[batch * tk, 2 * c], &values(2, 2 * batch * tk * c, 1.0));
         let y = b.state("y", DType::Act, &[batch * tq, c]);
         let (k, v) = (kv.cols(0, c), kv.cols(c, c));
-        let us = b.time(|g| {
+        let us = b.time(&y, |g| {
             g.push("attention", ops::attention(&y, &q.all(), &k, &v, batch, heads).unwrap());
         });
         let tflops = 4e-6 * (batch * heads * hd * tq * tk) as f64 / us;
@@ -114,7 +118,8 @@ fn attention(choice: Choice) {
     let segment = mllmseg::models::mllmseg::Segment { rows: (0, t), seen: [(0, 0); 2], kv: 0 };
     let y = b.state("y", DType::Act, &[t, nh * hd]);
     b.device.write_i32(&segments, &segment.fields()).unwrap();
-    let us = b.time(|g| {
+    b.cpu.write_i32(&segments, &segment.fields()).unwrap();
+    let us = b.time(&y, |g| {
         let kv = KvCache { k: k.clone(), v: v.clone() };
         g.push("attention", ops::attention_ranges(&y, &q, &kv, 0, &segments, t).unwrap());
     });
@@ -131,9 +136,9 @@ fn norms(choice: Choice) {
         let [w, bias] = [2, 3].map(|seed| b.input("w", &[c], &values(seed, c, 1.0)));
         let y = b.state("y", DType::Act, &[n, c]);
         let gbps = |us: f64| json!({"gbps": 4e-3 * (n * c) as f64 / us});
-        let us = b.time(|g| g.push("rmsnorm", ops::rmsnorm(&y, &x, &w, 1e-5).unwrap()));
+        let us = b.time(&y, |g| g.push("rmsnorm", ops::rmsnorm(&y, &x, &w, 1e-5).unwrap()));
         print(sim, "rmsnorm", &[n, c], us, gbps(us));
-        let us = b.time(|g| g.push("layernorm", ops::layernorm(&y.all(), &x, &w, &bias, 1e-6).unwrap()));
+        let us = b.time(&y, |g| g.push("layernorm", ops::layernorm(&y.all(), &x, &w, &bias, 1e-6).unwrap()));
         print(sim, "layernorm", &[n, c], us, gbps(us));
     }
 }
@@ -174,9 +179,10 @@ fn median(mut times: Vec<f64>) -> f64 {
     times[times.len() / 2]
 }
 
-/// A device and the operands of one op.
+/// A device and the CPU beside it, and the operands of one op on both.
 struct Bench {
     device: Cuda,
+    cpu: Cpu,
     states: States,
     flush: Option<[Tensor; 2]>,
 }
@@ -184,7 +190,8 @@ struct Bench {
 impl Bench {
     fn new(choice: Choice) -> Self {
         let device = Cuda::open(choice, Bound::default(), &mut |_, _| ()).unwrap_or_else(|e| panic!("{e}"));
-        let mut b = Self { device, states: States::default(), flush: None };
+        let cpu = Cpu::new(Bound::default(), Precision::F32);
+        let mut b = Self { device, cpu, states: States::default(), flush: None };
         if choice != Choice::Sim {
             b.flush = Some(["from", "to"].map(|name| b.state(name, DType::Act, &[FLUSH / 1024, 1024])));
         }
@@ -194,17 +201,19 @@ impl Bench {
     fn state(&mut self, name: &str, dtype: DType, shape: &[usize]) -> Tensor {
         let t = self.states.make(name, dtype, shape);
         self.device.allocate(&t).unwrap();
+        self.cpu.allocate(&t).unwrap();
         t
     }
 
     fn input(&mut self, name: &str, shape: &[usize], values: &[f32]) -> Tensor {
         let t = self.state(name, DType::Act, shape);
         self.device.write_f32(&t, values).unwrap();
+        self.cpu.write_f32(&t, values).unwrap();
         t
     }
 
-    /// Median microseconds of the node that `push` appends.
-    fn time(&mut self, push: impl Fn(&mut Graph)) -> f64 {
+    /// Median microseconds of the node that `push` appends, once its answer `y` is the CPU's.
+    fn time(&mut self, y: &Tensor, push: impl Fn(&mut Graph)) -> f64 {
         let mut graph = Graph::new();
         for _ in 0..if self.flush.is_some() { RUNS + 1 } else { 1 } {
             if let Some([from, to]) = &self.flush {
@@ -221,6 +230,15 @@ impl Bench {
             Ok(())
         };
         self.device.run(&plan, true, seen).unwrap_or_else(|e| panic!("{e}"));
+
+        let mut graph = Graph::new();
+        push(&mut graph);
+        let name = graph.nodes[0].name.clone();
+        let plan = Plan::new(graph, 4).unwrap();
+        self.cpu.run(&plan, true, &mut |_, _, _, _| Ok(())).unwrap_or_else(|e| panic!("{e}"));
+        let d = relative(&self.device.f32(y).unwrap(), &self.cpu.f32(y).unwrap());
+        assert!(d < DISTANCE, "{name} {:?}: the answer is {d} from the CPU's", y.shape);
+
         median(times.split_off(usize::from(times.len() > 1))) // without the first, which warms up
     }
 }

@@ -3,10 +3,11 @@
 // A block of four warps holds kRows queries, 16*kFragM a warp. Keys and values come kKeys at a time, each through one slot of shared memory
 // that cp.async fills while the other is used. Queries stay in registers where they fit (HD 64), else in shared memory.
 //
-// A row is scaled by a power of two that is at least 2^-8 of its largest weight, not by the largest itself: sums and weights keep their
-// relative precision, and accumulators are rescaled only where a score outgrows the scale by more than 2^8, mostly in the first block
-// alone. The scale is folded into the exponent, so that an exponential costs one FFMA and one ex2. Sums are f32; weights are rounded to bf16
-// for the product with v. A row's bits depend on its own keys and their blocks alone.
+// A row's weights are 2^(score*kScale - scale), where `scale` makes the largest weight of its first block 2^-8. A later score may outgrow that:
+// while every weight stays below one nothing else changes, as floats keep their relative precision; else the row is rescaled, so that its
+// largest weight is 2^-8 again. That no exponent has reached zero is seen in the AND of their signs, three operands an instruction, so that
+// a block of keys without a rescale costs an FFMA, an ex2, a sum and half an AND a score, and no maximum. Sums are f32; weights are
+// rounded to bf16 for the product with v. A row's bits depend on its own keys and their blocks alone.
 //
 // Blocks that every query sees whole take the path without a mask; with one, groups of 16 keys that no row of the warp sees are passed over.
 //
@@ -32,10 +33,11 @@ struct Flash {
     static constexpr bool kHeld = HD == 64;                          // whether registers hold the queries
     static_assert(HD == 64 || HD == 128, "the scale is that of these head sizes");
     static constexpr float kScale = (HD == 64 ? 0.125f : 0.08838835f) * 1.44269504f;  // log2(e) / sqrt(HD)
-    static constexpr float kFar = 8.f;  // powers of two by which a score may outgrow its row's scale
+    static constexpr float kRoom = 8.f;  // powers of two by which a row's scores may grow before it is rescaled
 
     float o[kFragM][HD / 8][4];
     float scale[kFragM][2], sum[kFragM][2];  // of rows lane/4 and lane/4 + 8; the scale's exponent
+    int scaled;                              // 0 before the first block, then -1
     uint32_t q[kFragM][HD / 16][4];
     uint32_t base;  // shared memory: queries, keys, values
 
@@ -85,8 +87,43 @@ struct Flash {
 #pragma unroll
                 for (int e = 0; e < 4; ++e) o[m][n][e] = 0.f;
             }
-            scale[m][0] = scale[m][1] = -INFINITY;
-            sum[m][0] = sum[m][1] = 0.f;
+            scale[m][0] = scale[m][1] = sum[m][0] = sum[m][1] = 0.f;
+        }
+        scaled = 0;
+    }
+
+    // Rows with an exponent that has reached zero, and in the first block all rows, get a scale that makes their largest one -kRoom. It
+    // does not matter whether another row of the warp needs it: one that does not is changed by zero, and by a factor of one.
+    __device__ __forceinline__ void rescale(float (&s)[kFragM][kKeys / 8][4]) {
+        float shrink[kFragM][2];
+#pragma unroll
+        for (int m = 0; m < kFragM; ++m) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                float t = -INFINITY;
+#pragma unroll
+                for (int n = 0; n < kKeys / 8; ++n) t = fmaxf(t, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
+                t = fmaxf(t, __shfl_xor_sync(0xffffffff, t, 1));
+                t = fmaxf(t, __shfl_xor_sync(0xffffffff, t, 2));
+                const float grown = scaled && t < 0.f ? 0.f : t + kRoom;
+                scale[m][half] += grown;
+                shrink[m][half] = ex2(-grown);
+#pragma unroll
+                for (int n = 0; n < kKeys / 8; ++n) s[m][n][2 * half] -= grown, s[m][n][2 * half + 1] -= grown;
+            }
+        }
+        if (!scaled) {  // there is no sum yet
+            scaled = -1;
+            return;
+        }
+#pragma unroll
+        for (int m = 0; m < kFragM; ++m) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                sum[m][half] *= shrink[m][half];
+#pragma unroll
+                for (int n = 0; n < HD / 8; ++n) o[m][n][2 * half] *= shrink[m][half], o[m][n][2 * half + 1] *= shrink[m][half];
+            }
         }
     }
 
@@ -116,47 +153,21 @@ struct Flash {
                 }
             }
         }
-        float top[kFragM][2];
-        bool grew = false;
+        int signs = scaled;  // negative while no exponent has reached zero; the first block is always scaled
 #pragma unroll
         for (int m = 0; m < kFragM; ++m) {
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                float t = -INFINITY;
+            for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
-                for (int n = 0; n < kKeys / 8; ++n) {
-#pragma unroll
-                    for (int e = 0; e < 2; ++e) {
-                        float& v = s[m][n][2 * half + e];
-                        if (kMasked && n * 8 + lane % 4 * 2 + e >= limit[m][half]) v = -INFINITY;
-                        t = fmaxf(t, v);
-                    }
-                }
-                grew |= fmaf(t, kScale, -scale[m][half]) > kFar;
-                top[m][half] = t;
-            }
-        }
-        // Whether a row is rescaled depends on its own scores; a factor of one would change nothing.
-        if (__builtin_expect(__any_sync(0xffffffff, grew), 0)) {
-#pragma unroll
-            for (int m = 0; m < kFragM; ++m) {
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    float t = top[m][half];
-                    t = fmaxf(t, __shfl_xor_sync(0xffffffff, t, 1));
-                    t = fmaxf(t, __shfl_xor_sync(0xffffffff, t, 2));
-                    const float old = scale[m][half], now = fmaf(t, kScale, -old) > kFar ? t * kScale : old;
-                    const float shrink = now == old ? 1.f : ex2(old - now);
-                    scale[m][half] = now;
-                    sum[m][half] *= shrink;
-#pragma unroll
-                    for (int n = 0; n < HD / 8; ++n) {
-                        o[m][n][2 * half] *= shrink;
-                        o[m][n][2 * half + 1] *= shrink;
-                    }
+                for (int e = 0; e < 4; ++e) {
+                    float& v = s[m][n][e];
+                    v = fmaf(v, kScale, -scale[m][e / 2]);
+                    if (kMasked && n * 8 + lane % 4 * 2 + e % 2 >= limit[m][e / 2]) v = -INFINITY;
+                    signs &= __float_as_int(v);
                 }
             }
         }
+        if (__builtin_expect(__any_sync(0xffffffff, signs >= 0), 0)) rescale(s);
         between();
 #pragma unroll
         for (int k = 0; k < kKeys / 16; ++k) {
@@ -168,8 +179,7 @@ struct Flash {
                 for (int i = 0; i < 4; ++i) {  // the accumulator's layout of two neighbouring fragments is that of one left operand
                     float(&pair)[4] = s[m][2 * k + i / 2];
                     const int half = i % 2;
-                    const float a = ex2(fmaf(pair[2 * half], kScale, -scale[m][half]));
-                    const float b = ex2(fmaf(pair[2 * half + 1], kScale, -scale[m][half]));
+                    const float a = ex2(pair[2 * half]), b = ex2(pair[2 * half + 1]);
                     sum[m][half] += a;
                     sum[m][half] += b;
                     p[m][i] = narrow2(a, b);

@@ -2,15 +2,14 @@
 
 mod common;
 
+use common::chat::{edited, finish, past_the_maximum};
 use common::demo::{assets, model, picture, scenes};
 use common::golden::{Golden, tiny};
 use mllmseg::Result;
-use mllmseg::chat::{
-    Chat, Event, Finish, Generation, Generator, Item, Options, Picture, Prompt, Reply, Sampling,
-};
+use mllmseg::chat::{Chat, Finish, Generation, Generator, Item, Options, Picture, Reply, Sampling};
 use mllmseg::dump::{Data, Tokens, Value};
 use mllmseg::image::Rgb;
-use std::path::Path;
+use mllmseg::reference::inv_freq;
 
 fn open(cache_tokens: usize) -> Chat {
     Chat::open(&model(), Options { cache_tokens, ..Options::default() }).unwrap()
@@ -72,19 +71,6 @@ fn the_published_greedy_tokens_and_their_logits() {
         assert_eq!(reply.tokens.iter().map(|&t| t as i32).collect::<Vec<_>>(), golden.i32("tokens"));
         let logits = Value { shape: vec![16, 2048], data: Data::F32(reply.logits.concat()) };
         golden.expect_close("logits", &logits, 1e-5);
-    }
-}
-
-fn finish(g: &mut Generator, prompt: Prompt, generation: Generation) -> Reply {
-    g.submit(prompt, generation).unwrap();
-    loop {
-        for event in g.step().unwrap() {
-            match event {
-                Event::Done(_, reply) => return *reply,
-                Event::Failed(_, e) => panic!("{e}"),
-                Event::Tokens(..) => {}
-            }
-        }
     }
 }
 
@@ -287,21 +273,27 @@ fn a_seed_gives_its_text_in_any_company() {
     assert_eq!(a, b, "the one most likely token");
 }
 
-/// The demo checkpoint with other fields in its language model's config.
-fn edited(dir: &Path, edit: impl Fn(&mut serde_json::Value)) -> String {
-    std::fs::create_dir_all(dir).unwrap();
-    for file in std::fs::read_dir(assets().join("model")).unwrap() {
-        let path = file.unwrap().path();
-        let name = path.file_name().unwrap();
-        if name == "config.json" {
-            let mut config = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-            edit(&mut config);
-            std::fs::write(dir.join(name), config.to_string()).unwrap();
-        } else {
-            std::os::unix::fs::symlink(&path, dir.join(name)).unwrap();
+/// The published formula's frequencies in its own types, and a whole run past the maximum computed plainly in numpy.
+#[test]
+fn past_the_maximum_it_is_the_published_rotation() {
+    for case in common::chat::ntk()["frequencies"].as_array().unwrap() {
+        let number = |name: &str| case[name].as_f64().unwrap();
+        let mut c = tiny().config.llm_config.clone();
+        c.rope_theta = number("theta");
+        c.max_position_embeddings = number("max") as usize;
+        c.rope_scaling.as_mut().unwrap().factor = number("factor");
+        c.hidden_size = number("head_dim") as usize * c.num_attention_heads;
+        let found = inv_freq(c.rope_theta_at(number("length") as usize), c.head_dim());
+        let every = found.iter().step_by(number("every") as usize);
+        let expected: Vec<f32> = serde_json::from_value(case["inv_freq"].clone()).unwrap();
+        assert_eq!(every.len(), expected.len());
+        for (f, e) in every.zip(expected) {
+            assert!((f - e).abs() <= 3e-7 * e, "{f} for {e}: {case}"); // two roundings of f32's power
         }
     }
-    dir.display().to_string()
+    let apart = past_the_maximum(Options { cache_tokens: 256, ..Options::default() });
+    println!("logits: {apart:.1e}");
+    assert!(apart < 1e-5, "{apart:e}");
 }
 
 /// Past `max_position_embeddings` the base grows with the length, as in the published code: a prompt of T tokens is rotated by the base for
@@ -316,19 +308,22 @@ fn long_prompts_stretch_the_rotation() {
         one(&mut chat, "How many squares and rings are there?", vec![], &generation(1)).unwrap();
         one(&mut chat, question, vec![], &generation(12)).unwrap()
     };
-    let short =
-        edited(&folder.path().join("short"), |c| c["llm_config"]["max_position_embeddings"] = 40.into());
+    let short = edited(&assets().join("model"), &folder.path().join("short"), |c| {
+        c["llm_config"]["max_position_embeddings"] = 40.into()
+    });
     let long = ask(&short, &question);
     let t = long.prompt_tokens as f64;
     assert!(t > 80.0 && long.cached_tokens == 0);
     let base = 1e6 * (2.0 * t / 40.0 - 1.0f64).powf(128.0 / 126.0);
-    let stretched = edited(&folder.path().join("stretched"), |c| c["llm_config"]["rope_theta"] = base.into());
+    let stretched = edited(&assets().join("model"), &folder.path().join("stretched"), |c| {
+        c["llm_config"]["rope_theta"] = base.into()
+    });
     let expected = ask(&stretched, &question);
     assert!(long.logits[0] == expected.logits[0], "the first token follows from the prompt alone");
     assert!(long.logits[0] != ask(&model(), &question).logits[0], "the base matters");
     // A row of the answer has the base of its own length.
     assert!(long.logits[1] != expected.logits[1]);
-    let exactly = edited(&folder.path().join("exactly"), |c| {
+    let exactly = edited(&assets().join("model"), &folder.path().join("exactly"), |c| {
         c["llm_config"]["max_position_embeddings"] = (long.prompt_tokens + 12).into();
     });
     expect_same("no longer than the maximum", &ask(&exactly, &question), &ask(&model(), &question));

@@ -2,13 +2,18 @@
 
 mod common;
 
+use common::chat::{finish, finish_all, past_the_maximum};
 use common::demo::{model, picture, scenes};
 use common::golden::{Golden, tiny};
 use common::gpu::{device, driver, expect_clean, report};
-use mllmseg::chat::{Chat, Event, Generation, Generator, Item, Options, Picture, Reply, Sampling};
+use mllmseg::chat::{
+    Chat, Event, Finish, Generation, Generator, Id, Item, Options, Picture, Reply, Sampling,
+};
 use mllmseg::device::{Choice, cuda};
 use mllmseg::dump::Tokens;
 use mllmseg::image::Rgb;
+use mllmseg::reference;
+use mllmseg::text::Tokenizer;
 
 fn options() -> Options {
     Options { device: device(), cache_tokens: 1024, ..Options::default() }
@@ -32,19 +37,12 @@ fn the_published_greedy_tokens() {
     let template = golden.i32("tokens").windows(3).map(|w| w.iter().map(|&t| t as u32).collect()).collect();
     let mut g = Generator::new(tiny(), &options(), template, &mut |_, _| ()).unwrap();
     let mut ask = |copies: usize, generation: Generation| -> Vec<Reply> {
-        for _ in 0..copies {
+        let mut submit = || {
             let prompt = g.prompt(&ids, context, &[Picture::new(vec![image.clone()])]).unwrap();
-            g.submit(prompt, generation.clone()).unwrap();
-        }
-        let mut replies = Vec::new();
-        while replies.len() < copies {
-            replies.extend(g.step().unwrap().into_iter().filter_map(|e| match e {
-                Event::Done(_, reply) => Some(*reply),
-                Event::Failed(_, e) => panic!("{e}"),
-                Event::Tokens(..) => None,
-            }));
-        }
-        replies
+            g.submit(prompt, generation.clone()).unwrap()
+        };
+        let submitted: Vec<Id> = (0..copies).map(|_| submit()).collect();
+        finish_all(&mut g, &submitted)
     };
     let alone = ask(1, Generation { speculate: false, ..generation(16) }).remove(0);
     let top = golden.f32("top5_logits").data;
@@ -86,4 +84,162 @@ fn the_demo_answers() {
     });
     assert_eq!(replies[0], replies[1]);
     expect_clean(&report());
+}
+
+/// All 48 answers of the demo. Where bf16 decides otherwise than the published code did in f32, the choice was close.
+#[test]
+#[ignore = "minutes: tools/check.sh --slow"]
+fn the_demo_answers_all() {
+    let _driver = driver();
+    let mut chat = Chat::open(&model(), Options { cache_tokens: 4096, ..options() }).unwrap();
+    let mut all = Vec::new();
+    for scene in scenes() {
+        let seen = chat.picture(&picture(&scene.image), 1).unwrap();
+        all.extend(scene.chat.iter().map(|c| (c.clone(), seen.clone())));
+    }
+    let item = |(c, seen): &(serde_json::Value, Picture)| Item {
+        question: c["question"].as_str().unwrap().into(),
+        pictures: vec![seen.clone()],
+        system: None,
+        generation: generation(64),
+    };
+    let replies = chat.answer(all.iter().map(item).collect());
+    let mut different = 0;
+    for ((c, _), reply) in all.iter().zip(replies) {
+        let (reply, expected) = (reply.unwrap(), c["got_ids"].as_array().unwrap());
+        let same =
+            reply.tokens.iter().zip(expected).take_while(|(a, b)| Some(u64::from(**a)) == b.as_u64()).count();
+        if same == expected.len() {
+            continue;
+        }
+        different += 1;
+        let logits = &reply.logits[same];
+        let margin = logits[reply.tokens[same] as usize] - logits[expected[same].as_u64().unwrap() as usize];
+        println!("{}: {:?} for {}, by {margin}", c["question"], reply.text, c["got"]);
+        assert!((0.0..0.7).contains(&margin), "{}: {:?} for {}", c["question"], reply.text, c["got"]);
+    }
+    println!("{} answers, {different} not the published ones", all.len());
+    assert!(different * 20 <= all.len(), "{different} of {}", all.len());
+    assert_eq!(chat.pages().1, 0);
+}
+
+#[test]
+fn past_the_maximum_the_tokens_are_the_published_ones() {
+    let _driver = driver();
+    cuda::reset_simulator();
+    let apart = past_the_maximum(options());
+    println!("logits: {apart:.1e}");
+    assert!(apart < 3.4e-2, "{apart:e}"); // twice what plain bf16 is off in logits (tests/data/golden/README.md)
+    expect_clean(&report());
+}
+
+/// Steps are queued before the tokens of the one before are read. So they are drawn from the same logits, in any company that comes and goes:
+/// by the rules of each sequence, with the tokens before them noted and counted, up to where it ends.
+#[test]
+fn steps_that_are_queued_ahead_change_nothing() {
+    let _driver = driver();
+    cuda::reset_simulator();
+    let mut g = Generator::new(tiny(), &options(), Vec::new(), &mut |_, _| ()).unwrap();
+    let text = |i: u32| (0..20 + i).map(|k| (k * k * (i + 3) + 7) % 1900 + 20).collect::<Vec<u32>>();
+    let drawn = |seed, repetition_penalty| Sampling {
+        temperature: 0.8,
+        top_k: 40,
+        top_p: 0.95,
+        repetition_penalty,
+        seed,
+    };
+    let rules = [
+        (9, Sampling { repetition_penalty: 1.5, ..Sampling::GREEDY }),
+        (6, drawn(5, 1.0)),
+        (7, drawn(6, 1.3)),
+        (5, Sampling::GREEDY),
+    ];
+    let generation = |i: usize, stop| Generation {
+        sampling: rules[i].1,
+        speculate: false,
+        stop,
+        ..generation(rules[i].0)
+    };
+    let mut alone = Vec::new();
+    for (i, &(n, by)) in rules.iter().enumerate() {
+        let prompt = g.prompt(&text(i as u32), 2039, &[]).unwrap();
+        let reply = finish(&mut g, prompt, generation(i, None));
+        assert_eq!((reply.tokens.len(), reply.finish), (n, Finish::Length));
+        let mut seen = vec![0i32; 2048 / 32];
+        for (n, (token, logits)) in reply.tokens.iter().zip(&reply.logits).enumerate() {
+            let how = reference::Sampling {
+                temperature: by.temperature,
+                top_p: by.top_p,
+                repetition_penalty: by.repetition_penalty,
+                top_k: by.top_k as i32,
+                seed: by.seed,
+                counter: n as u32,
+            };
+            assert_eq!(reference::choose(logits, how, &seen), *token as usize, "token {n} of sequence {i}");
+            seen[*token as usize / 32] |= 1 << (token % 32);
+        }
+        alone.push(reply);
+    }
+    // All together, the last one joining late, and the third ended by a stop token that nobody foresees.
+    let stop = alone[2].tokens[4];
+    let submit = |g: &mut Generator, i: usize| {
+        let prompt = g.prompt(&text(i as u32), 2039, &[]).unwrap();
+        g.submit(prompt, generation(i, (i == 2).then(|| vec![stop]))).unwrap()
+    };
+    let mut ids: Vec<Id> = (0..3).map(|i| submit(&mut g, i)).collect();
+    for _ in 0..4 {
+        assert!(g.step().unwrap().iter().all(|e| matches!(e, Event::Tokens(..))));
+    }
+    ids.push(submit(&mut g, 3));
+    let cancelled = submit(&mut g, 0);
+    ids.push(cancelled);
+    g.step().unwrap().iter().for_each(|e| assert!(matches!(e, Event::Tokens(..))));
+    g.cancel(cancelled);
+    let mut together = finish_all(&mut g, &ids);
+    assert_eq!(together.pop().unwrap().finish, Finish::Cancelled);
+    for (i, (a, b)) in alone.iter().zip(&together).enumerate() {
+        let n = if i == 2 { a.tokens.iter().position(|&t| t == stop).unwrap() + 1 } else { a.tokens.len() };
+        assert_eq!(a.tokens[..n], b.tokens, "sequence {i}");
+        assert_eq!((b.steps, b.finish), (n - 1, if i == 2 { Finish::Stop } else { Finish::Length }));
+        assert!(a.logits[..n] == b.logits, "logits of sequence {i}");
+    }
+    drop((alone, together));
+    assert_eq!(g.pages().1, 0, "every page is free again");
+    expect_clean(&report());
+}
+
+/// What was written when the launch of a step fails: all but the token of the step before, which nobody has waited for yet.
+#[test]
+fn a_step_is_launched_before_the_token_of_the_last_is_read() {
+    if !common::gpu::counted() {
+        return;
+    }
+    let chat = |more: &[&str], fail: &str| {
+        let mut c = std::process::Command::new(env!("CARGO_BIN_EXE_mllmseg"));
+        c.args(["chat", "--model", &model(), "--device", "sim", "--max-new-tokens", "9"]);
+        // What was said once is said again: an answer that does not end.
+        c.args(["--repetition-penalty", "0.01"])
+            .args(more)
+            .arg("Talk.")
+            .env("PTXSIM_CHECKS", "none")
+            .env("PTXSIM_FAIL", fail);
+        c.output().unwrap()
+    };
+    let whole = chat(&["--json"], "");
+    let line: serde_json::Value =
+        serde_json::from_slice(&whole.stdout).unwrap_or_else(|e| panic!("{e}: {whole:?}"));
+    let tokens: Vec<u32> = serde_json::from_value(line["tokens"].clone()).unwrap();
+    let tokenizer = Tokenizer::open(model().as_ref()).unwrap();
+    let text = |n: usize| {
+        let mut decoder = tokenizer.decoder(true);
+        tokens[..n].iter().map(|&t| decoder.push(t)).collect::<String>()
+    };
+    // The first step is launched kernel by kernel, the others as graphs: launch k is of step k + 1.
+    let k = tokens.len() - 3;
+    let o = chat(&[], &format!("cuGraphLaunch:{k}=CUDA_ERROR_UNKNOWN"));
+    assert_eq!(o.status.code(), Some(1), "{o:?}");
+    assert!(String::from_utf8_lossy(&o.stderr).contains("CUDA_ERROR_UNKNOWN"), "{o:?}");
+    // That of the prompt, and those of the steps up to k - 1; step k runs.
+    assert_eq!(String::from_utf8_lossy(&o.stdout), text(k));
+    assert_ne!(text(k), text(k + 1));
 }

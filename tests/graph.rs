@@ -141,6 +141,9 @@ fn every_op_checks_its_operands() {
         ("gather_rows x", || ok(ops::gather_rows(&t(&[2, 4]), &t(&[36]), &t(&[2])))),
         ("gather_rows rows", || ok(ops::gather_rows(&t(&[2, 4]), &t(&[9, 4]), &t(&[2, 1])))),
         ("gather_rows y", || ok(ops::gather_rows(&t(&[3, 4]), &t(&[9, 4]), &t(&[2])))),
+        ("", || ok(ops::next_ids(&t(&[3]), &t(&[9])))),
+        ("next_ids ids", || ok(ops::next_ids(&t(&[3, 1]), &t(&[9])))),
+        ("next_ids tokens", || ok(ops::next_ids(&t(&[3]), &t(&[9, 1])))),
         ("", || ok(ops::layernorm(&t(&[3, 9]).cols(1, 4), &t(&[3, 4]), &t(&[4]), &t(&[4]), 1e-5))),
         ("layernorm rows", || ok(ops::layernorm(&t(&[2, 4]).all(), &t(&[3, 4]), &t(&[4]), &t(&[4]), 1e-5))),
         ("layernorm y width", || {

@@ -39,6 +39,33 @@ fn attention() {
     }
 }
 
+/// Scores that rise by hundreds from block to block, for other rows of the same warp fall, and begin far below zero: all that a row's scale goes
+/// through. Then one overflowing score, which spoils its row alone.
+#[test]
+fn scores_that_outgrow_their_scale() {
+    for (hd, tq, tk) in [(64, 130, 321), (128, 130, 163)] {
+        let (heads, c) = (1, hd);
+        let mut qs: Vec<f32> = normal(1, tq * c).iter().map(|v| 0.1 * v).collect();
+        qs.chunks_mut(c).enumerate().for_each(|(r, q)| q[0] += [3.0, -3.0, 0.2, 0.0][r % 4]);
+        let mut ks = normal(2, tk * c);
+        ks.chunks_mut(c).enumerate().for_each(|(r, k)| k[0] = 3.0 * r as f32 - 400.0);
+        let run = |qs: &[f32]| {
+            let mut case = Case::new();
+            let [q, k] = [("q", tq, qs), ("k", tk, &ks)].map(|(n, t, v)| case.input(n, Act, &[t, c], v));
+            let v = case.input("v", Act, &[tk, c], &normal(3, tk * c));
+            let y = case.output("y", Act, &[tq, c]);
+            case.run(ops::attention(&y, &q.all(), &k.all(), &v.all(), 1, heads).unwrap()).outputs.remove(0)
+        };
+        let y = run(&qs);
+        check(&y);
+        qs[5 * c] = f32::INFINITY;
+        let spoilt = run(&qs);
+        for (r, (a, b)) in spoilt.gpu.chunks(c).zip(y.gpu.chunks(c)).enumerate() {
+            assert!(if r == 5 { a.iter().all(|v| v.is_nan()) } else { a == b }, "row {r}");
+        }
+    }
+}
+
 /// Rows, K/V rows and segments of a packed batch.
 fn ranges(
     hd: usize,

@@ -532,3 +532,19 @@ fn any_order_of_warps_gives_the_same_bits() {
         assert_eq!(run(seed), first, "seed {seed}");
     }
 }
+
+/// Ids that are not negative stay; the others are tokens chosen before. Fewer rows than a block, a block, and more.
+#[test]
+fn ids_are_taken_from_the_step_before() {
+    for t in [1, 16, 32, 33, 70] {
+        let mut case = Case::new();
+        let ids: Vec<i32> = (0..t).map(|i| if i % 3 == 0 { 100 + i } else { -1 - (i * 5) % 17 }).collect();
+        let tokens: Vec<i32> = (0..17).map(|i| 90_000 + i).collect();
+        let at = case.inout_ints("ids", &[t as usize], &ids);
+        let tokens = case.ints("tokens", &[17], &tokens);
+        let ran = case.run(ops::next_ids(&at, &tokens).unwrap());
+        ran.outputs[0].expect_equal();
+        let expected = ids.iter().map(|&id| if id < 0 { (90_000 - 1 - id) as f32 } else { id as f32 });
+        assert_eq!(ran.outputs[0].gpu, expected.collect::<Vec<_>>());
+    }
+}

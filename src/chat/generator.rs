@@ -1,33 +1,33 @@
-//! Token ids in, token ids out: the sequences that are being answered, their pages, and the steps of the model.
+//! Token ids in, token ids out: the sequences that are being answered, their pages, and what the model computes next.
+//!
+//! A step is queued before the tokens of the one before are read, so that the device never waits for the host: its rows take those tokens
+//! where they are. A sequence that turns out to have ended has one row too many, whose token is dropped and whose K and V lie behind all that the
+//! sequence keeps. Two things need the tokens and so wait for them: guesses, which are worth more than the wait (a token is a whole pass over
+//! the weights, the wait a few microseconds beside it), and a repetition penalty in the one step in which its sequence moves to another row. A
+//! part of a prompt is waited for. The CPU queues nothing.
 
 use super::pages::{Cell, Held, Key, Pages, keys};
+use super::runner::{Choice, Queued, Row, Runner};
 use super::{Options, lookup};
 use crate::checkpoint::Checkpoint;
-use crate::device::{self, Device};
-use crate::image::{Rgb, normalize};
-use crate::models::chat::{Buffers, Model, PROMPT_ROWS, SEQUENCES, STEP_ROWS, TILES, prompt, step, vision};
-use crate::models::mllmseg::States;
+use crate::image::Rgb;
+use crate::models::chat::{PROMPT_ROWS, SEQUENCES, STEP_ROWS, TILES};
 use crate::ops::PAGE;
-use crate::plan::Plan;
-use crate::reference::{SAMPLE_DRAWS, SAMPLE_KNOBS, inv_freq};
 use crate::text::TokenId;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Rows of a prompt's part are made in multiples of this on devices that keep plans.
-const PROMPT_STEP: usize = 64;
-/// Plans that are kept; one more and all are made anew.
-const MAX_PLANS: usize = 64;
 /// Tokens of the K/V cache, at most.
 const MAX_CACHE: usize = 1 << 24;
 /// Tokens that are guessed for one sequence in a step, at most; on the CPU, where more rows cost more.
 const GUESSES: usize = 7;
 /// See [`GUESSES`].
 const CPU_GUESSES: usize = 3;
+
 /// How an answer is generated.
 #[derive(Clone, Debug)]
 pub struct Generation {
@@ -260,29 +260,81 @@ struct Sequence {
     reply: Reply,
 }
 
-/// What a plan is for.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Kind {
-    Vision(usize),
-    Prompt(usize, bool),
-    Step(usize),
+impl Sequence {
+    /// Tokens that may be guessed for it beside its newest one, at most `n`, if `unread` tokens of it are not known yet. Past `max`, which is
+    /// `max_position_embeddings`, every position has frequencies of its own.
+    fn guesses(&self, n: usize, unread: usize, max: usize) -> usize {
+        let n = n.min(self.limit - self.reply.tokens.len() - unread - 1);
+        let exact = self.generation.speculate && self.generation.sampling.is_plain_greedy();
+        if exact && self.done + unread + 1 + n <= max { n } else { 0 }
+    }
+
+    /// How its next token is chosen.
+    fn choice(&self, unread: usize) -> Choice<'_> {
+        let (sampling, answer) = (&self.generation.sampling, &self.reply.tokens[..]);
+        Choice { sampling, sequence: self.id.0, answer, counter: answer.len() + unread }
+    }
+
+    /// Adds tokens, which were chosen from `logits`, to the answer, up to its end; how many it took.
+    fn accept(&mut self, tokens: &[TokenId], logits: &[f32], events: &mut Vec<Event>) -> usize {
+        self.first.get_or_insert_with(Instant::now);
+        let mut new = Vec::new();
+        for (i, &id) in tokens.iter().enumerate() {
+            if self.generation.keep_logits {
+                let vocab = logits.len() / tokens.len();
+                self.reply.logits.push(logits[i * vocab..][..vocab].into());
+            }
+            self.cells.push(Cell::Text(id));
+            self.reply.tokens.push(id);
+            new.push(id);
+            if self.generation.stop.iter().flatten().any(|&stop| stop == id) {
+                self.finish = Some(Finish::Stop);
+                break;
+            }
+            if self.reply.tokens.len() == self.limit {
+                let all = self.limit == self.generation.max_new_tokens;
+                self.finish = Some(if all { Finish::Length } else { Finish::CacheFull });
+                break;
+            }
+        }
+        self.done = self.done.min(self.cells.len() - 1);
+        let taken = new.len();
+        events.push(Event::Tokens(self.id, new));
+        taken
+    }
+}
+
+/// The rows of one sequence in a step.
+struct Rows {
+    id: Id,
+    place: usize,
+    /// The first, that of its newest token.
+    first: usize,
+    /// What the others are.
+    guesses: Vec<TokenId>,
+    /// Whether its newest token was not known yet.
+    unread: bool,
+}
+
+/// A step that was queued and not read.
+struct Step {
+    rows: Vec<Rows>,
+    /// Whether a sequence in it may be guessed for when it is read.
+    may_guess: bool,
+    queued: Queued,
 }
 
 /// A model and the sequences that it continues, up to [`SEQUENCES`] side by side.
 pub struct Generator {
-    checkpoint: Arc<Checkpoint>,
-    model: Model,
-    device: Box<dyn Device>,
-    buffers: Buffers,
-    plans: HashMap<Kind, Plan>,
+    runner: Runner,
     pages: Pages,
     template: Vec<Vec<TokenId>>,
     waiting: VecDeque<Waiting>,
     /// Those that ended before they began.
     cancelled: Vec<Waiting>,
     running: [Option<Sequence>; SEQUENCES],
-    /// Which length each place's frequencies were written for.
-    rotations: [usize; SEQUENCES],
+    /// Of the sequences in it, each has one row.
+    ahead: Option<Step>,
     next: u64,
 }
 
@@ -302,34 +354,22 @@ impl Generator {
             let found = options.cache_tokens.to_string();
             return Err(Error::usage("cache", format!("1 to {MAX_CACHE} tokens"), found));
         }
-        let (model, weights) = Model::bind(&checkpoint)?;
-        let mut device = device::open(options.device, weights, options.precision, progress)?;
-        device.debug(options.graphs, options.sync);
         let pages = options.cache_tokens.div_ceil(PAGE);
-        let mut states = States::default();
-        let buffers = Buffers::new(&model, &mut states, pages);
-        states.tensors.iter().try_for_each(|t| device.allocate(t))?;
-        let seen = &buffers.choice.seen;
-        device.write_i32(seen, &vec![0; seen.len()])?;
         Ok(Self {
-            checkpoint,
-            model,
-            device,
-            buffers,
-            plans: HashMap::new(),
+            runner: Runner::new(checkpoint, options, pages, progress)?,
             pages: Pages::new(pages),
             template,
             waiting: VecDeque::new(),
             cancelled: Vec::new(),
             running: Default::default(),
-            rotations: [usize::MAX; SEQUENCES],
+            ahead: None,
             next: 0,
         })
     }
 
     /// The checkpoint behind it.
     pub fn checkpoint(&self) -> &Checkpoint {
-        &self.checkpoint
+        &self.runner.checkpoint
     }
 
     /// Pages of the cache, and those that sequences and conversations hold.
@@ -342,8 +382,8 @@ impl Generator {
     /// # Errors
     /// [`Error::Shape`] for a token id that the model has not, an empty prompt, or another number of image tokens than the tiles have.
     pub fn prompt(&self, ids: &[TokenId], context: TokenId, pictures: &[Picture]) -> Result<Prompt> {
-        let per_tile = self.model.config.image_tokens();
-        let vocab = self.model.config.llm_config.vocab_size;
+        let per_tile = self.runner.model.config.image_tokens();
+        let vocab = self.runner.model.config.llm_config.vocab_size;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
             return Err(Error::shape("prompt", format!("token ids below {vocab}"), id.to_string()));
         }
@@ -406,11 +446,15 @@ impl Generator {
     pub fn clear(&mut self) {
         self.waiting.clear();
         self.cancelled.clear();
-        self.running = Default::default();
+        self.leave_all();
+    }
+
+    fn leave_all(&mut self) {
+        (self.running, self.ahead) = Default::default();
     }
 
     /// One step: sequences that wait take free places, one prompt is computed a part further, and every other sequence gets its next
-    /// tokens. No events if there is nothing to do.
+    /// tokens, on a device that queues those of the step before.
     ///
     /// # Errors
     /// Those of the device; the sequences in places are lost.
@@ -418,7 +462,7 @@ impl Generator {
         let mut events = Vec::new();
         let done = self.advance(&mut events);
         if done.is_err() {
-            self.running = Default::default();
+            self.leave_all();
         }
         done.map(|()| events)
     }
@@ -432,9 +476,7 @@ impl Generator {
         if let Some((_, place)) = prompt.min_by_key(|(s, _)| s.id) {
             self.compute_prompt(place, events)?;
         }
-        if !decoding.is_empty() {
-            self.decode(&decoding, events)?;
-        }
+        self.decode(&decoding, events)?;
         self.leave(events);
         Ok(())
     }
@@ -494,15 +536,10 @@ impl Generator {
         Ok(())
     }
 
-    /// What a prompt of `len` tokens is rotated by: 0 for the checkpoint's own frequencies, `len` past `max_position_embeddings`.
-    fn rotation(&self, len: usize) -> usize {
-        if len > self.model.config.llm_config.max_position_embeddings { len } else { 0 }
-    }
-
     /// The sequence with all the pages that it may need: those that hold its beginning, and free ones.
     fn reserve(&mut self, mut waiting: Waiting) -> std::result::Result<Sequence, Box<Waiting>> {
         let cells = &waiting.prompt.cells;
-        let (len, rotation) = (cells.len(), self.rotation(cells.len()));
+        let (len, rotation) = (cells.len(), self.runner.rotation(cells.len()));
         let keys = keys(cells, rotation);
         // At least the last row is computed: the first token of the answer follows from it.
         let mut held = self.pages.find(&keys[..(len - 1) / PAGE]);
@@ -553,29 +590,14 @@ impl Generator {
 
     /// A sequence takes a place: its pages are listed there.
     fn enter(&mut self, place: usize, sequence: Sequence) -> Result<()> {
-        let pages = &self.buffers.rows.pages;
-        let mut list: Vec<i32> = sequence.held.numbers().iter().map(|&p| p as i32).collect();
-        list.resize(pages.shape[1], 0);
-        self.device.write_i32(&pages.index(place), &list)?;
+        self.runner.list_pages(place, sequence.held.numbers())?;
         self.running[place] = Some(sequence);
-        Ok(())
-    }
-
-    /// The frequencies of a place, for a sequence of `len` tokens.
-    fn rotate(&mut self, place: usize, len: usize) -> Result<()> {
-        let c = &self.model.config.llm_config;
-        let rotation = self.rotation(len);
-        if self.rotations[place] != rotation {
-            let frequencies = inv_freq(c.rope_theta_at(len), c.head_dim());
-            self.device.write_f32(&self.buffers.rows.inv_freq.index(place), &frequencies)?;
-            self.rotations[place] = rotation;
-        }
         Ok(())
     }
 
     /// Where the part of a prompt that begins at `start` ends, and the tiles that it needs: whole tiles, as many as there is room for.
     fn part(&self, s: &Sequence) -> (usize, Vec<usize>) {
-        let per_tile = self.model.config.image_tokens();
+        let per_tile = self.runner.model.config.image_tokens();
         let mut end = s.prompt.min(s.done + PROMPT_ROWS);
         let mut needed = Vec::new();
         for (k, &(_, first)) in s.tiles.iter().enumerate() {
@@ -595,7 +617,7 @@ impl Generator {
     fn compute_prompt(&mut self, place: usize, events: &mut Vec<Event>) -> Result<()> {
         let s = self.running[place].as_ref().expect("a sequence");
         let (start, (end, tiles)) = (s.done, self.part(s));
-        let (per_tile, answer) = (self.model.config.image_tokens(), end == s.prompt);
+        let (per_tile, answer) = (self.runner.model.config.image_tokens(), end == s.prompt);
         let mut ids = Vec::with_capacity(end - start);
         for (at, cell) in (start..end).zip(&s.cells[start..end]) {
             ids.push(match *cell {
@@ -611,180 +633,125 @@ impl Generator {
                 }
             });
         }
-        let len = s.prompt;
-        let pixels: Vec<f32> = tiles.iter().flat_map(|&k| normalize(&s.tiles[k].0.pixels)).collect();
         let mut seen = Duration::ZERO;
         if !tiles.is_empty() {
             let begun = Instant::now();
-            self.device.write_f32(&self.buffers.pixel_values.rows(0..tiles.len()), &pixels)?;
-            self.run(Kind::Vision(tiles.len()))?;
+            self.runner.look(&tiles.iter().map(|&k| &*s.tiles[k].0.pixels).collect::<Vec<_>>())?;
             seen = begun.elapsed();
         }
-        self.rotate(place, len)?;
-        let rows = ids.len();
-        let bucket = if self.device.keeps_plans() {
-            rows.next_multiple_of(PROMPT_STEP.max(rows.next_power_of_two() / 8)).min(PROMPT_ROWS)
-        } else {
-            rows
-        };
-        let seqs = vec![place as i32; rows];
-        self.write_rows(ids, seqs, (start as i32..end as i32).collect(), bucket)?;
-        if answer {
-            self.device.write_i32(&self.buffers.last, &[rows as i32 - 1])?;
-            self.write_choice(&[place], 1)?;
-        }
-        self.run(Kind::Prompt(bucket, answer))?;
+        let first = self.runner.prompt(place, s.prompt, start, ids, answer.then(|| s.choice(0)))?;
         let s = self.running[place].as_mut().expect("a sequence");
         s.reply.timings.vision_ms += ms(seen);
         s.done = end;
         for (&page, &key) in s.held.numbers().iter().zip(&s.keys).take(s.done / PAGE) {
             self.pages.publish(page, key);
         }
-        if answer {
-            if self.device.f32(&self.buffers.logits.index(0))?.iter().any(|v| v.is_nan()) {
-                let expected =
-                    "weights that give logits (`mllmseg inspect --values` finds those that are not finite)";
-                return Err(Error::file(&self.checkpoint.dir, expected, "NaN"));
-            }
-            let token = self.device.read_i32(&self.buffers.token.rows(0..1))?;
-            self.accept(place, 0, &token, events)?;
+        if let Some((token, logits)) = first {
+            s.accept(&[token], &logits, events);
         }
         Ok(())
     }
 
-    /// Fills the buffers that say what each row is; rows up to `bucket` belong to no sequence.
-    fn write_rows(
-        &mut self,
-        mut ids: Vec<i32>,
-        mut seqs: Vec<i32>,
-        mut positions: Vec<i32>,
-        bucket: usize,
-    ) -> Result<()> {
-        ids.resize(bucket, 0);
-        seqs.resize(bucket, -1);
-        positions.resize(bucket, 0);
-        let rows = self.buffers.rows.first(bucket);
-        self.device.write_i32(&rows.ids, &ids)?;
-        self.device.write_i32(&rows.seq, &seqs)?;
-        self.device.write_i32(&rows.positions, &positions)
+    /// Queues the next step of the sequences in `places`, and reads the one before; or itself, if something waits for its tokens.
+    fn decode(&mut self, places: &[usize], events: &mut Vec<Event>) -> Result<()> {
+        let mut rows = self.rows(places);
+        let unknown = |r: &Rows| r.unread && !self.runner.can_choose(r.first, &self.sequence(r).choice(1));
+        if rows.iter().any(unknown) {
+            self.read(events)?;
+            rows = self.rows(places);
+        }
+        let next = if rows.is_empty() { None } else { Some(self.queue(rows)?) };
+        self.read(events)?;
+        self.ahead = next;
+        if self.ahead.as_ref().is_some_and(|step| step.may_guess || !self.runner.queues()) {
+            self.read(events)?;
+        }
+        Ok(())
     }
 
-    /// The next tokens of the sequences in `places`.
-    fn decode(&mut self, places: &[usize], events: &mut Vec<Event>) -> Result<()> {
-        let max = self.model.config.llm_config.max_position_embeddings;
-        let most = if self.device.keeps_plans() { GUESSES } else { CPU_GUESSES };
-        let share = (STEP_ROWS / places.len() - 1).min(most);
-        let (mut ids, mut seqs, mut positions) = (Vec::new(), Vec::new(), Vec::new());
-        let mut first_rows = Vec::new();
-        for &place in places {
-            let s = self.running[place].as_ref().expect("a sequence");
-            let n = share.min(s.limit - s.reply.tokens.len() - 1);
-            let exact = s.generation.speculate && s.generation.sampling.is_plain_greedy();
-            // Past `max_position_embeddings` every position has frequencies of its own.
-            let guessed = if exact && s.done + 1 + n <= max {
+    fn sequence(&self, rows: &Rows) -> &Sequence {
+        self.at(rows.place).expect("a sequence has rows")
+    }
+
+    /// The rows of the next step: those of the sequences in `places` that have tokens to come.
+    fn rows(&self, places: &[usize]) -> Vec<Rows> {
+        let max = self.runner.model.config.llm_config.max_position_embeddings;
+        let unread = |s: &Sequence| self.ahead.iter().any(|step| step.rows.iter().any(|r| r.id == s.id));
+        let goes_on =
+            |s: &Sequence| s.finish.is_none() && s.reply.tokens.len() + usize::from(unread(s)) < s.limit;
+        let going = places.iter().filter_map(|&place| Some((place, self.at(place)?)));
+        let going: Vec<(usize, &Sequence)> = going.filter(|(_, s)| goes_on(s)).collect();
+        let share = self.share(going.len());
+        let mut first = 0;
+        let rows = going.into_iter().map(|(place, s)| {
+            let unread = unread(s);
+            let n = if unread { 0 } else { s.guesses(share, 0, max) };
+            let guesses = if n > 0 {
                 let text: Vec<Option<u32>> = s.cells.iter().map(Cell::text).collect();
                 lookup::guess(&self.template, &text, n)
             } else {
                 Vec::new()
             };
-            let Some(Cell::Text(newest)) = s.cells.last() else { unreachable!("an answer is text") };
-            first_rows.push(ids.len());
-            let rows = 1 + guessed.len();
-            ids.extend([*newest].iter().chain(&guessed).map(|&id| id as i32));
-            seqs.extend(std::iter::repeat_n(place as i32, rows));
-            positions.extend((s.done..s.done + rows).map(|p| p as i32));
-            let len = s.done + 1;
-            let s = self.running[place].as_mut().expect("a sequence");
-            s.reply.steps += 1;
-            s.reply.guessed += guessed.len();
-            self.rotate(place, len)?;
+            let rows = Rows { id: s.id, place, first, guesses, unread };
+            first += 1 + rows.guesses.len();
+            rows
+        });
+        rows.collect()
+    }
+
+    /// Tokens that may be guessed for each of `n` sequences.
+    fn share(&self, n: usize) -> usize {
+        let most = if self.runner.keeps_plans() { GUESSES } else { CPU_GUESSES };
+        (STEP_ROWS / n.max(1) - 1).min(most)
+    }
+
+    fn queue(&mut self, rows: Vec<Rows>) -> Result<Step> {
+        let max = self.runner.model.config.llm_config.max_position_embeddings;
+        let share = self.share(rows.len());
+        let (mut all, mut may_guess, mut logits) = (Vec::new(), false, false);
+        for r in &rows {
+            let s = self.running[r.place].as_ref().expect("a sequence has rows");
+            let unread = usize::from(r.unread);
+            let newest = if r.unread {
+                let row = self.ahead.iter().flat_map(|step| &step.rows).find(|before| before.id == r.id);
+                -1 - row.expect("it is in the step before").first as i32
+            } else {
+                let Some(Cell::Text(newest)) = s.cells.last() else { unreachable!("an answer is text") };
+                *newest as i32
+            };
+            let ids = std::iter::once(newest).chain(r.guesses.iter().map(|&id| id as i32));
+            for (position, id) in (s.done + unread..).zip(ids) {
+                all.push(Row { place: r.place, id, position, choice: s.choice(unread) });
+            }
+            may_guess |= s.guesses(share, unread, max) > 0;
+            logits |= s.generation.keep_logits;
         }
-        let rows = ids.len();
-        let bucket = if self.device.keeps_plans() { rows.next_power_of_two() } else { rows };
-        let (guesses, of_row) = (ids.clone(), seqs.clone());
-        self.write_rows(ids, seqs, positions, bucket)?;
-        self.write_choice(&of_row.iter().map(|&p| p as usize).collect::<Vec<_>>(), bucket)?;
-        self.run(Kind::Step(bucket))?;
-        let tokens = self.device.read_i32(&self.buffers.token.rows(0..rows))?;
-        for (i, &place) in places.iter().enumerate() {
-            let (first, end) = (first_rows[i], first_rows.get(i + 1).copied().unwrap_or(rows));
+        let queued = self.runner.step(&all, logits)?;
+        Ok(Step { rows, may_guess, queued })
+    }
+
+    /// The tokens of the step that was queued and not read, if there is one.
+    fn read(&mut self, events: &mut Vec<Event>) -> Result<()> {
+        let Some(Step { mut rows, queued, .. }) = self.ahead.take() else { return Ok(()) };
+        let goes_on = |s: &Sequence, r: &Rows| s.id == r.id && s.finish.is_none();
+        rows.retain(|r| self.at(r.place).is_some_and(|s| goes_on(s, r)));
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let (tokens, logits) = queued.wait()?;
+        let vocab = logits.len() / tokens.len();
+        for Rows { place, first, guesses, .. } in rows {
             // A guess stands if it is what the row before it says.
-            let right = (first + 1..end).take_while(|&r| guesses[r] == tokens[r - 1]).count();
-            let s = self.running[place].as_mut().expect("a sequence");
+            let right =
+                guesses.iter().zip(&tokens[first..]).take_while(|(guess, token)| guess == token).count();
+            let (end, s) = (first + right + 1, self.running[place].as_mut().expect("it goes on"));
             s.done += 1 + right;
-            let accepted = self.accept(place, first, &tokens[first..=first + right], events)? - 1;
-            self.running[place].as_mut().expect("a sequence").reply.accepted += accepted;
+            s.reply.steps += 1;
+            s.reply.guessed += guesses.len();
+            s.reply.accepted +=
+                s.accept(&tokens[first..end], &logits[first * vocab..end * vocab], events) - 1;
         }
         Ok(())
-    }
-
-    /// Adds tokens, which were chosen in the rows from `row` on, to an answer, up to its end; how many it took.
-    fn accept(&mut self, place: usize, row: usize, tokens: &[i32], events: &mut Vec<Event>) -> Result<usize> {
-        let s = self.running[place].as_mut().expect("a sequence");
-        s.first.get_or_insert_with(Instant::now);
-        let mut new = Vec::new();
-        for (row, &token) in (row..).zip(tokens) {
-            let id = token.cast_unsigned();
-            if s.generation.keep_logits {
-                s.reply.logits.push(self.device.f32(&self.buffers.logits.index(row))?);
-            }
-            s.cells.push(Cell::Text(id));
-            s.reply.tokens.push(id);
-            new.push(id);
-            if s.generation.stop.iter().flatten().any(|&stop| stop == id) {
-                s.finish = Some(Finish::Stop);
-                break;
-            }
-            if s.reply.tokens.len() == s.limit {
-                let all = s.limit == s.generation.max_new_tokens;
-                s.finish = Some(if all { Finish::Length } else { Finish::CacheFull });
-                break;
-            }
-        }
-        s.done = s.done.min(s.cells.len() - 1);
-        let taken = new.len();
-        events.push(Event::Tokens(s.id, new));
-        Ok(taken)
-    }
-
-    /// How the tokens of rows are chosen: by the rules of the sequence in each one's place; rows up to `bucket` greedily.
-    fn write_choice(&mut self, places: &[usize], bucket: usize) -> Result<()> {
-        let (mut knobs, mut draws) = (vec![0.0; bucket * SAMPLE_KNOBS], vec![0; bucket * SAMPLE_DRAWS]);
-        let rows = knobs.chunks_exact_mut(SAMPLE_KNOBS).zip(draws.chunks_exact_mut(SAMPLE_DRAWS));
-        for ((row, &place), (knobs, draws)) in places.iter().enumerate().zip(rows) {
-            let s = self.running[place].as_ref().expect("a sequence");
-            let by = &s.generation.sampling;
-            knobs.copy_from_slice(&[by.temperature, by.top_p, by.repetition_penalty]);
-            let (low, high) = (by.seed as u32, (by.seed >> 32) as u32);
-            let words = [by.top_k.min(i32::MAX as u32), low, high, s.reply.tokens.len() as u32];
-            draws.copy_from_slice(&words.map(u32::cast_signed));
-            if by.repetition_penalty != 1.0 {
-                // As in the published code, where a prompt of embeddings is not among the tokens that were there.
-                let mut seen = vec![0i32; self.buffers.choice.seen.shape[1]];
-                s.reply.tokens.iter().for_each(|&id| seen[id as usize / 32] |= 1 << (id % 32));
-                self.device.write_i32(&self.buffers.choice.seen.index(row), &seen)?;
-            }
-        }
-        knobs[places.len() * SAMPLE_KNOBS..].chunks_exact_mut(SAMPLE_KNOBS).for_each(|k| k[2] = 1.0);
-        let choice = &self.buffers.choice;
-        self.device.write_f32(&choice.knobs.rows(0..bucket), &knobs)?;
-        self.device.write_i32(&choice.draws.rows(0..bucket), &draws)
-    }
-
-    fn run(&mut self, kind: Kind) -> Result<()> {
-        if !self.plans.contains_key(&kind) {
-            if self.plans.len() == MAX_PLANS {
-                self.plans.clear();
-            }
-            let (m, b) = (&self.model, &self.buffers);
-            let graph = match kind {
-                Kind::Vision(tiles) => vision(m, b, tiles),
-                Kind::Prompt(rows, answer) => prompt(m, b, rows, answer),
-                Kind::Step(rows) => step(m, b, rows),
-            }?;
-            self.plans.insert(kind, Plan::new(graph, self.device.act_bytes())?);
-        }
-        self.device.run(&self.plans[&kind], false, &mut |_, _, _, _| Ok(()))
     }
 }
 

@@ -25,6 +25,7 @@ pub mod coordinates;
 mod generator;
 mod lookup;
 mod pages;
+mod runner;
 
 use crate::checkpoint::{Checkpoint, config::Config};
 use crate::device::Choice;

@@ -1,6 +1,6 @@
 //! The CPU device: the arena, the state buffers and the weights as f32 slices, and a run that asks each node to compute itself.
 
-use super::{Device, Seen, Values};
+use super::{Device, Fetch, Seen, Values};
 use crate::graph::{DType, Place, Tensor, Window};
 use crate::models::Bound;
 use crate::plan::Plan;
@@ -141,6 +141,10 @@ impl Device for Cpu {
             seen(i, node, start.elapsed(), &memory)?;
         }
         Ok(())
+    }
+
+    fn fetch(&mut self, t: &Tensor) -> Result<Fetch> {
+        self.read(t).map(Fetch::Here)
     }
 
     fn weights(&self) -> &Bound {

@@ -86,7 +86,8 @@ pub trait Device: Values + Send {
     /// Gives the memory of all state buffers and activations back.
     fn release(&mut self) -> Result<()>;
 
-    /// Copies `data`, which must fill `t`, into a state buffer of f32 or activations.
+    /// Copies `data`, which must fill `t`, into a state buffer of f32 or activations. Every write is seen by what is run or queued after it, and not
+    /// by what was queued before.
     fn write_f32(&mut self, t: &Tensor, data: &[f32]) -> Result<()>;
 
     /// Copies `data`, which must fill `t`, into an i32 state buffer.
@@ -122,8 +123,48 @@ pub trait Device: Values + Send {
     /// [`Error::Node`](crate::Error::Node) for a node that cannot run or fails.
     fn run(&mut self, plan: &Plan, each: bool, seen: Seen) -> Result<()>;
 
+    /// Whether [`queue`](Self::queue) returns before the plan has run.
+    fn queues(&self) -> bool {
+        false
+    }
+
+    /// Queues a plan behind all that was queued before; a device that does not queue runs it. A kernel's fault may be told by any later call.
+    ///
+    /// # Errors
+    /// [`Error::Node`](crate::Error::Node) for a node that cannot run.
+    fn queue(&mut self, plan: &Plan) -> Result<()> {
+        self.run(plan, false, &mut |_, _, _, _| Ok(()))
+    }
+
+    /// Queues the reading of a state buffer of i32 or f32 behind all that was queued before.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    fn fetch(&mut self, t: &Tensor) -> Result<Fetch>;
+
     /// The weights that it computes with.
     fn weights(&self) -> &Bound;
+}
+
+/// The contents of a buffer on their way to the host.
+pub enum Fetch {
+    /// They are there.
+    Here(Vec<u32>),
+    /// They are on their way.
+    Coming(cuda::Download),
+}
+
+impl Fetch {
+    /// The 32-bit words, once they are there.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device) for a device that failed before.
+    pub fn wait(self) -> Result<Vec<u32>> {
+        match self {
+            Self::Here(words) => Ok(words),
+            Self::Coming(download) => download.wait(),
+        }
+    }
 }
 
 /// Opens a device with a model's weights; `progress` is called with bytes copied and bytes in all.

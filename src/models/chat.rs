@@ -6,7 +6,8 @@
 //! | [`prompt`] | once for each part of a prompt | K/V of its rows; for the last part, the first token of the answer |
 //! | [`step`] | once a token | K/V of each sequence's newest row, and its next token |
 //!
-//! All their inputs and results are [`Buffers`], made once; a graph of fewer rows uses the first ones. So plans differ by their number of
+//! A step takes its rows' ids from the host or, where the host has not read them yet, from what the step before chose: so the next step can
+//! be queued before a token is known to end an answer. All their inputs and results are [`Buffers`], made once; a graph of fewer rows uses the first ones. So plans differ by their number of
 //! rows alone.
 
 use super::llm::{Choice, Context, Llm, PagedRows, Read, choose_token, llm_in};
@@ -17,7 +18,7 @@ use super::{Binder, Bound};
 use crate::Result;
 use crate::checkpoint::{Checkpoint, config::Config};
 use crate::graph::{DType, Graph, Tensor};
-use crate::ops::{KvPages, copy};
+use crate::ops::{KvPages, copy, next_ids};
 use crate::reference::{SAMPLE_DRAWS, SAMPLE_KNOBS};
 use std::sync::Arc;
 
@@ -25,6 +26,8 @@ use std::sync::Arc;
 pub const SEQUENCES: usize = 16;
 /// Rows of one step: a row a sequence, or more of few sequences.
 pub const STEP_ROWS: usize = 16;
+/// The row of [`Buffers`]' tokens, logits and choices that a prompt uses: those of a step in flight stay.
+pub const PROMPT_ROW: usize = STEP_ROWS;
 /// Rows of one part of a prompt.
 pub const PROMPT_ROWS: usize = 1024;
 /// Tiles whose tokens one part of a prompt can hold.
@@ -75,11 +78,11 @@ pub struct Buffers {
     pub last: Tensor,
     /// K and V.
     pub kv: KvPages,
-    /// `(STEP_ROWS, V)` f32, result: the logits that each token was chosen from.
+    /// `(STEP_ROWS + 1, V)` f32, result: the logits that each token was chosen from.
     pub logits: Tensor,
     /// How tokens are chosen.
     pub choice: Choice,
-    /// `(STEP_ROWS)` i32, result.
+    /// `(STEP_ROWS + 1)` i32, result.
     pub token: Tensor,
 }
 
@@ -107,13 +110,13 @@ impl Buffers {
             },
             last: make("last", DType::I32, vec![1]),
             kv,
-            logits: make("logits", DType::F32, vec![STEP_ROWS, c.vocab_size]),
+            logits: make("logits", DType::F32, vec![PROMPT_ROW + 1, c.vocab_size]),
             choice: Choice {
-                knobs: make("knobs", DType::F32, vec![STEP_ROWS, SAMPLE_KNOBS]),
-                draws: make("draws", DType::I32, vec![STEP_ROWS, SAMPLE_DRAWS]),
-                seen: make("seen", DType::I32, vec![STEP_ROWS, c.vocab_size.div_ceil(32)]),
+                knobs: make("knobs", DType::F32, vec![PROMPT_ROW + 1, SAMPLE_KNOBS]),
+                draws: make("draws", DType::I32, vec![PROMPT_ROW + 1, SAMPLE_DRAWS]),
+                seen: make("seen", DType::I32, vec![PROMPT_ROW + 1, c.vocab_size.div_ceil(32)]),
             },
-            token: make("token", DType::I32, vec![STEP_ROWS]),
+            token: make("token", DType::I32, vec![PROMPT_ROW + 1]),
         }
     }
 }
@@ -133,25 +136,28 @@ pub fn prompt(m: &Model, b: &Buffers, t: usize, answer: bool) -> Result<Graph> {
     let read = if answer { Read::Some { rows: &b.last, early: true } } else { Read::Nothing };
     let at = Context::Pages { rows, kv: &b.kv, each: false };
     if let Some(h) = llm_in(&mut g, &m.llm, &m.config.llm_config, at, Some(&b.image_tokens), read)? {
-        choose(&mut g, m, b, &h)?;
+        choose(&mut g, m, b, &h, PROMPT_ROW)?;
     }
     Ok(g)
 }
 
-/// `t` rows, each the newest of its sequence or one that is guessed to follow, and the tokens behind them.
+/// `t` rows, each the newest of its sequence or one that is guessed to follow, and the tokens behind them. An id `-1 - r` stands for the token
+/// that the last step chose in its row `r`.
 pub fn step(m: &Model, b: &Buffers, t: usize) -> Result<Graph> {
     let mut g = Graph::new();
-    let at = Context::Pages { rows: &b.rows.first(t), kv: &b.kv, each: true };
+    let rows = &b.rows.first(t);
+    g.scope("llm");
+    g.push("next_ids", next_ids(&rows.ids, &b.token)?);
+    let at = Context::Pages { rows, kv: &b.kv, each: true };
     let h = llm_in(&mut g, &m.llm, &m.config.llm_config, at, None, Read::All)?.expect("all rows");
-    choose(&mut g, m, b, &h)?;
+    choose(&mut g, m, b, &h, 0)?;
     Ok(g)
 }
 
-/// The next token of each row of `h` `(R, H)`.
-fn choose(g: &mut Graph, m: &Model, b: &Buffers, h: &Tensor) -> Result<()> {
-    let r = h.shape[0];
-    let first = |t: &Tensor| t.rows(0..r);
+/// The next token of each row of `h` `(R, H)`, by and into the rows of the buffers from `first` on.
+fn choose(g: &mut Graph, m: &Model, b: &Buffers, h: &Tensor, first: usize) -> Result<()> {
+    let rows = |t: &Tensor| t.rows(first..first + h.shape[0]);
     let by =
-        Choice { knobs: first(&b.choice.knobs), draws: first(&b.choice.draws), seen: first(&b.choice.seen) };
-    choose_token(g, &m.llm, &first(&b.token), &first(&b.logits), h, &by)
+        Choice { knobs: rows(&b.choice.knobs), draws: rows(&b.choice.draws), seen: rows(&b.choice.seen) };
+    choose_token(g, &m.llm, &rows(&b.token), &rows(&b.logits), h, &by)
 }

@@ -1,6 +1,7 @@
 //! What several test files share.
 #![allow(dead_code)]
 
+pub mod chat;
 pub mod demo;
 pub mod golden;
 pub mod gpu;

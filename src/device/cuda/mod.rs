@@ -13,9 +13,9 @@ mod transfer;
 mod weights;
 
 pub use sim::{reset_simulator, simulator_report};
-pub use transfer::{Upload, Uploader};
+pub use transfer::{Download, Upload, Uploader};
 
-use super::{Choice, Device, Seen, Values};
+use super::{Choice, Device, Fetch, Seen, Values};
 use crate::graph::{DType, Place, Tensor};
 use crate::models::Bound;
 use crate::ops::Gpu;
@@ -24,7 +24,7 @@ use crate::{Error, Result};
 use cudarc::driver::DriverError;
 use cudarc::driver::result as cu;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
-use driver::{Context, Driver, Memory, Module, Registered, Stream, name};
+use driver::{Context, Driver, Event, Memory, Module, Registered, Stream, name};
 use half::bf16;
 use plans::Prepared;
 use std::cell::RefCell;
@@ -32,7 +32,7 @@ use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::ops::Range;
 use std::sync::Arc;
-use transfer::Transfers;
+use transfer::{Downloads, Transfers};
 use weights::encode;
 
 /// A file of `kernels/`, compiled.
@@ -188,7 +188,10 @@ pub struct Cuda {
     weights: Bound,
     transfers: RefCell<Transfers>,
     uploader: Arc<Uploader>,
+    downloads: Arc<Downloads>,
     stream: Stream,
+    /// After the last plan that was queued and not waited for.
+    queued: Option<Event>,
     /// Goes up whenever an address that plans hold may have changed.
     generation: u64,
     use_graphs: bool,
@@ -278,6 +281,8 @@ impl Cuda {
             weights,
             transfers: RefCell::new(Transfers::new()?),
             uploader: Arc::new(Uploader::new(choice, Arc::clone(&context))?),
+            downloads: Arc::new(Downloads::new(choice, Arc::clone(&context))),
+            queued: None,
             stream: Stream::new()?,
             generation: 0,
             use_graphs: true,
@@ -369,10 +374,24 @@ impl Cuda {
         let at = self.place_for(t, data.len())?;
         let copy = || {
             self.context.enter()?;
-            // SAFETY: `address` checked that the bytes are there, and `run` returns when the kernels are done.
-            unsafe { self.transfers.borrow_mut().upload(at, data, &mut |_| ()) }
+            let mut transfers = self.transfers.borrow_mut();
+            transfers.after(self.queued.as_ref())?;
+            // SAFETY: `address` checked that the bytes are there; `run` returns when the kernels are done, and those that were queued come before.
+            unsafe { transfers.upload(at, data, &mut |_| ()) }
         };
         copy().map_err(|e| self.error(&format!("a place for `{}`", t.name), e))
+    }
+
+    /// Resolves, and if it was run before captures, a plan; its number. What is queued next sees all that was written.
+    fn make_ready(&mut self, plan: &Plan, each: bool) -> Result<usize> {
+        self.context.enter().map_err(|e| self.error("a context", e))?;
+        let (i, again) = self.prepare(plan)?;
+        if !each && self.use_graphs && again && self.plans[i].graphs.is_empty() {
+            self.capture(i).map_err(|e| self.error("a plan captured as a CUDA graph", e))?;
+        }
+        let uploaded = self.transfers.get_mut().before(&self.stream);
+        uploaded.map_err(|e| self.error("inputs on the device", e))?;
+        Ok(i)
     }
 
     /// Runs plan `i` node by node.
@@ -393,11 +412,16 @@ impl Cuda {
         Ok(())
     }
 
-    /// Queues plan `i`, by its graphs if it has them, and waits for it.
+    /// Queues plan `i`, by its graphs if it has them.
+    fn queue_whole(&mut self, i: usize, plan: &Plan) -> Result<()> {
+        let done = self.plans[i].replay(&self.stream, self.use_graphs);
+        done.map_err(|(nodes, e)| self.failed(plan, &nodes, e))
+    }
+
+    /// The same, and waits for it.
     fn run_whole(&mut self, i: usize, plan: &Plan, seen: Seen) -> Result<()> {
-        let (stream, prepared) = (&self.stream, &mut self.plans[i]);
-        let done = prepared.replay(stream, self.use_graphs);
-        done.map_err(|(nodes, e)| self.failed(plan, &nodes, e))?;
+        self.queue_whole(i, plan)?;
+        self.stream.wait().map_err(|e| self.failed(plan, &(0..plan.graph.nodes.len()), e))?;
         for (p, part) in self.plans[i].parts.iter().enumerate() {
             let marks = &self.plans[i].marks;
             let time = marks[p].until(&marks[p + 1]).map_err(|e| self.failed(plan, part, e))?;
@@ -490,8 +514,10 @@ impl Device for Cuda {
         let at = self.place_for(t, data.bytes())?;
         let copy = || {
             self.context.enter()?;
+            let mut transfers = self.transfers.borrow_mut();
+            transfers.after(self.queued.as_ref())?;
             // SAFETY: as in `write_bytes`.
-            unsafe { self.transfers.borrow_mut().take(at, data) }
+            unsafe { transfers.take(at, data) }
         };
         copy().map_err(|e| self.error(&format!("a place for `{}`", t.name), e))
     }
@@ -511,15 +537,35 @@ impl Device for Cuda {
     }
 
     fn run(&mut self, plan: &Plan, each: bool, seen: Seen) -> Result<()> {
-        self.context.enter().map_err(|e| self.error("a context", e))?;
-        let (i, again) = self.prepare(plan)?;
         let each = each || self.sync;
-        if !each && self.use_graphs && again && self.plans[i].graphs.is_empty() {
-            self.capture(i).map_err(|e| self.error("a plan captured as a CUDA graph", e))?;
-        }
-        let uploaded = self.transfers.get_mut().before(&self.stream);
-        uploaded.map_err(|e| self.error("inputs on the device", e))?;
+        let i = self.make_ready(plan, each)?;
         if each { self.run_each(i, plan, seen) } else { self.run_whole(i, plan, seen) }
+    }
+
+    fn queues(&self) -> bool {
+        true
+    }
+
+    fn queue(&mut self, plan: &Plan) -> Result<()> {
+        if self.sync {
+            return self.run(plan, true, &mut |_, _, _, _| Ok(()));
+        }
+        let i = self.make_ready(plan, false)?;
+        self.queue_whole(i, plan)?;
+        let mut mark = || {
+            if self.queued.is_none() {
+                self.queued = Some(Event::new()?);
+            }
+            self.queued.iter().try_for_each(|e| e.record(&self.stream))
+        };
+        mark().map_err(|e| self.error("an event behind a plan", e))
+    }
+
+    fn fetch(&mut self, t: &Tensor) -> Result<Fetch> {
+        let at = self.address(t, None)?;
+        // SAFETY: `address` checked that the bytes are there.
+        let download = unsafe { self.downloads.queue(at, t.len() * t.dtype.bytes(2), &self.stream) };
+        download.map(Fetch::Coming).map_err(|e| self.error(&format!("the values of `{}`", t.name), e))
     }
 
     fn weights(&self) -> &Bound {

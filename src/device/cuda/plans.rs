@@ -46,18 +46,17 @@ impl Prepared {
         self.names.get(i).and_then(|name| nvtx::range(name))
     }
 
-    /// Queues all parts, as graphs if they were captured and `use_graphs`, and waits; an error names the nodes that it may be of.
+    /// Queues all parts, as graphs if they were captured and `use_graphs`; an error names the nodes that it may be of.
     pub fn replay(
         &mut self,
         stream: &Stream,
         use_graphs: bool,
     ) -> std::result::Result<(), (Range<usize>, DriverError)> {
-        let all = 0..self.nodes.len();
-        self.marks[0].record(stream).map_err(|e| (all.clone(), e))?;
+        self.marks[0].record(stream).map_err(|e| (0..self.nodes.len(), e))?;
         for p in 0..self.parts.len() {
             self.queue(p, stream, use_graphs).map_err(|e| (self.parts[p].clone(), e))?;
         }
-        stream.wait().map_err(|e| (all, e))
+        Ok(())
     }
 
     fn queue(&mut self, p: usize, stream: &Stream, use_graphs: bool) -> Driver<()> {

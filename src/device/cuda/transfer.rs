@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Bytes of each of the two pinned pieces that data passes through.
 const PIECE: usize = 8 << 20;
 
-/// Two pinned pieces: while one is copied, the other is filled or emptied.
+/// Two pinned pieces: while one is copied, the other is filled or emptied. Small uploads stand side by side in a piece, so that many can be
+/// queued behind a plan that runs.
 pub struct Transfers {
     stream: Stream,
     pieces: [Piece; 2],
@@ -22,13 +23,15 @@ pub struct Transfers {
 
 struct Piece {
     memory: Pinned,
+    /// Bytes of it that were taken since it was last waited for.
+    used: usize,
     /// After the last copy that uses it.
     done: Event,
 }
 
 impl Transfers {
     pub fn new() -> Driver<Self> {
-        let piece = || Ok(Piece { memory: Pinned::new(PIECE)?, done: Event::new()? });
+        let piece = || Ok(Piece { memory: Pinned::new(PIECE)?, used: 0, done: Event::new()? });
         Ok(Self {
             stream: Stream::new()?,
             pieces: [piece()?, piece()?],
@@ -44,12 +47,16 @@ impl Transfers {
     /// The device memory is there, and no kernel that is in flight uses it.
     pub unsafe fn upload(&mut self, to: u64, data: &[u8], progress: &mut dyn FnMut(usize)) -> Driver<()> {
         for (i, part) in data.chunks(PIECE).enumerate() {
+            if self.pieces[self.next].used + part.len() > PIECE {
+                self.next ^= 1;
+                self.pieces[self.next].done.wait()?;
+                self.pieces[self.next].used = 0;
+            }
             let piece = &mut self.pieces[self.next];
-            self.next ^= 1;
-            piece.done.wait()?;
-            let staged = &mut piece.memory.bytes_mut()[..part.len()];
+            let staged = &mut piece.memory.bytes_mut()[piece.used..][..part.len()];
+            piece.used += part.len();
             staged.copy_from_slice(part);
-            // SAFETY: the caller's promise; the piece is not touched before `done`.
+            // SAFETY: the caller's promise; these bytes of the piece are not touched before `done`.
             unsafe { cu::memcpy_htod_async(to + (i * PIECE) as u64, staged, self.stream.raw()) }?;
             piece.done.record(&self.stream)?;
             progress(part.len());
@@ -74,6 +81,11 @@ impl Transfers {
         Ok(())
     }
 
+    /// Makes copies from now on start after `event`.
+    pub fn after(&self, event: Option<&Event>) -> Driver<()> {
+        event.map_or(Ok(()), |e| self.stream.wait_for(e))
+    }
+
     /// Makes what is queued on `stream` from now on start after all uploads so far.
     pub fn before(&mut self, stream: &Stream) -> Driver<()> {
         if std::mem::take(&mut self.pending) { stream.wait_for(&self.uploaded) } else { Ok(()) }
@@ -91,6 +103,7 @@ impl Transfers {
             if i < n {
                 let piece = &mut self.pieces[(first + i) % 2];
                 piece.done.wait()?;
+                piece.used = PIECE; // whoever fills it waits
                 let (range, stream) = (range(i), self.stream.raw());
                 let staged = &mut piece.memory.bytes_mut()[..range.len()];
                 // SAFETY: the caller's promise; the piece is not touched before `done`.
@@ -115,6 +128,94 @@ impl Transfers {
 impl Drop for Transfers {
     fn drop(&mut self) {
         let _ = self.wait();
+    }
+}
+
+/// Pinned memory that reads wait in for the host, behind plans that are queued.
+pub struct Downloads {
+    free: Mutex<Vec<(Pinned, Event)>>,
+    choice: Choice,
+    context: Arc<Context>,
+}
+
+// SAFETY: driver objects may be used from any thread; they are behind a lock.
+unsafe impl Send for Downloads {}
+// SAFETY: as above.
+unsafe impl Sync for Downloads {}
+
+/// Values on their way from the device.
+pub struct Download {
+    /// The event is after the copy into the memory.
+    slot: Option<(Pinned, Event)>,
+    bytes: usize,
+    home: Arc<Downloads>,
+}
+
+// SAFETY: driver objects may be used from any thread.
+unsafe impl Send for Download {}
+
+impl Downloads {
+    pub fn new(choice: Choice, context: Arc<Context>) -> Self {
+        Self { free: Mutex::default(), choice, context }
+    }
+
+    fn free(&self) -> MutexGuard<'_, Vec<(Pinned, Event)>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a copy of `bytes` bytes from address `from` on `stream`.
+    ///
+    /// # Safety
+    /// The device memory is there until the stream is done.
+    pub unsafe fn queue(self: &Arc<Self>, from: u64, bytes: usize, stream: &Stream) -> Driver<Download> {
+        self.context.enter()?;
+        let kept = {
+            let mut free = self.free();
+            let fits = free.iter().position(|(memory, _)| memory.bytes().len() >= bytes);
+            fits.map(|i| free.swap_remove(i))
+        };
+        let slot = match kept {
+            Some(slot) => slot,
+            None => (Pinned::new(bytes.next_power_of_two())?, Event::new()?),
+        };
+        let mut download = Download { slot: Some(slot), bytes, home: Arc::clone(self) };
+        let (memory, copied) = download.slot.as_mut().expect("it was just put there");
+        // One that nobody waited for may still be on its way.
+        copied.wait()?;
+        // SAFETY: the caller's promise; the memory is not touched before `copied`.
+        unsafe { cu::memcpy_dtoh_async(&mut memory.bytes_mut()[..bytes], from, stream.raw()) }?;
+        copied.record(stream)?;
+        Ok(download)
+    }
+}
+
+impl Drop for Downloads {
+    fn drop(&mut self) {
+        if self.context.enter().is_ok() {
+            self.free().clear();
+        }
+    }
+}
+
+impl Download {
+    /// The 32-bit words, once they are there.
+    pub(crate) fn wait(self) -> Result<Vec<u32>> {
+        let (memory, copied) = self.slot.as_ref().expect("only `drop` takes it");
+        let ready = self.home.context.enter().and_then(|()| copied.wait());
+        ready.map_err(|e| Error::Device {
+            device: self.home.choice.to_string(),
+            expected: "kernels that end without a fault".into(),
+            found: name(e),
+        })?;
+        Ok(memory.bytes()[..self.bytes].as_chunks().0.iter().map(|&b| u32::from_le_bytes(b)).collect())
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            self.home.free().push(slot);
+        }
     }
 }
 
