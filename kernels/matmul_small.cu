@@ -8,8 +8,9 @@
 //   b, ls  (N)     bf16 or null
 //   norm   (K)     bf16 or null
 //
-// Requires 1 <= M <= 16, K % 8 == 0, gridDim.x == ceil(N / (8*kWarps)), kShared bytes of dynamic shared memory. Epilogues and rounding are
-// those of matmul.cu and rmsnorm.cu, and so are the bits: an element's sum runs over k in steps of 16, ascending, in one accumulator.
+// Requires 1 <= M <= 16, K % 8 == 0, part % 64 == 0 or part >= K, gridDim.x == ceil(N / (8*kWarps)), kShared bytes of dynamic shared memory. Epilogues and rounding are
+// those of matmul.cu and rmsnorm.cu, and so are the bits: an element's sum runs over k in steps of 16, ascending, in one accumulator for each
+// part of K, of `part` columns, and then over the parts.
 //
 // A warp makes eight columns of y: its weight rows come in tiles of 64 columns through kStages slots of shared memory that no other warp
 // touches, so that warps never wait for each other's weights. x comes in pieces of kPiece columns through two buffers that the block
@@ -17,15 +18,11 @@
 // A row of a slot is 128 bytes, of x 512; chunk c of 16 bytes of row r lies at place c ^ r%8: no bank conflicts.
 // Bytes: 2*N*K of weights, each read once in 16-byte accesses, and x once a block (twice with `norm`), from L2: (1 + norm)*M/(8*kWarps) of that.
 
-#include "common.cuh"
+#include "epilogue.cuh"
 #include "mma.cuh"
 
 constexpr int kRows = 16;             // == ops::SMALL_ROWS
 constexpr int kTile = 64, kPiece = 256;
-
-// == ops::matmul's, as in matmul.cu.
-enum Then { kStore, kGelu, kRelu, kResidual };
-enum Kind { kBf16, kSiluMul, kF32 };
 
 template <int kWarps, int kKind>
 struct Small {
@@ -40,7 +37,7 @@ struct Small {
 
 template <int kWarps, int kKind>
 __device__ __forceinline__ void matmul_small(void* y_, const bf16* x, const bf16* w, const bf16* w3, const bf16* b, const bf16* ls,
-                                             const bf16* norm, float eps, int M, int N, int K, int then) {
+                                             const bf16* norm, float eps, int M, int N, int K, int then, int part) {
     using S = Small<kWarps, kKind>;
     extern __shared__ __align__(512) char smem[];  // the warps' slots; two buffers of x; sums
     auto s_sums = reinterpret_cast<float(*)[8]>(smem + S::kRing + 2 * S::kBuffer);  // of squares, by row and warp of rmsnorm.cu
@@ -134,7 +131,8 @@ __device__ __forceinline__ void matmul_small(void* y_, const bf16* x, const bf16
     const int x_row = min(lane % 16, M - 1);
     const uint32_t x_at = buffers + x_row * kPiece * 2 + (lane / 16 ^ x_row % 8) * 16;
     const uint32_t w_at = ring + lane % 8 * 128 + (lane / 8 ^ lane % 8) * 16;
-    float acc[S::kFrags][4] = {};
+    float acc[S::kFrags][4] = {}, sum[4] = {};  // of the part, of those before
+    int until = part;
     int slot = 0, fill = S::kStages - 1;
     for (int piece = 0; piece < pieces; ++piece) {
         __syncthreads();  // the piece is there, and the other buffer has been used by all
@@ -162,9 +160,18 @@ __device__ __forceinline__ void matmul_small(void* y_, const bf16* x, const bf16
             fill = slot;
             slot = slot + 1 == S::kStages ? 0 : slot + 1;
             if (j == 1 && piece + 1 < pieces) store(piece + 1);
+            if (kKind == kBf16 && (until -= kTile) == 0 && part < K) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) sum[e] += acc[0][e], acc[0][e] = 0.f;
+                until = part;
+            }
         }
     }
     cp_async_wait_group<0>();
+    if (kKind == kBf16 && part < K) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) acc[0][e] += sum[e];
+    }
 
     if (kKind == kF32) {
         float* y = static_cast<float*>(y_);
@@ -190,16 +197,9 @@ __device__ __forceinline__ void matmul_small(void* y_, const bf16* x, const bf16
         float v0, v1;
         if constexpr (S::kSwiGlu) {
             const float *gate = acc[0] + 2 * half, *up = acc[1] + 2 * half;
-            v0 = gate[0] / (1.f + expf(-gate[0])) * up[0];
-            v1 = gate[1] / (1.f + expf(-gate[1])) * up[1];
+            v0 = silu_mul(gate[0], up[0]), v1 = silu_mul(gate[1], up[1]);
         } else {
-            v0 = acc[0][2 * half] + b0, v1 = acc[0][2 * half + 1] + b1;
-            if (then == kGelu) {
-                v0 = 0.5f * v0 * (1.f + erff(v0 * 0.70710678f));
-                v1 = 0.5f * v1 * (1.f + erff(v1 * 0.70710678f));
-            } else if (then == kRelu) {
-                v0 = fmaxf(v0, 0.f), v1 = fmaxf(v1, 0.f);
-            }
+            v0 = activate(acc[0][2 * half] + b0, then), v1 = activate(acc[0][2 * half + 1] + b1, then);
         }
         *reinterpret_cast<uint32_t*>(s_v + staged(half * 8 + lane / 4, warp) + lane % 4 * 2) = narrow2(v0, v1);
     }
@@ -210,31 +210,13 @@ __device__ __forceinline__ void matmul_small(void* y_, const bf16* x, const bf16
         for (int e = threadIdx.x; e < M * kWarps; e += S::kThreads) {
             const int m = e / kWarps, c = e % kWarps, col = block_n + c * 8;
             if (col >= N) continue;
-            uint4 v = load16(s_v + staged(m, c));
-            bf16* at = y + size_t(m) * N + col;
-            if (then == kResidual) {
-                float8 sum = load8(at);
-                const float8 add = widen8(v);
-                if (ls) {
-                    const float8 scale = load8(ls + col);
-#pragma unroll
-                    for (int k = 0; k < 8; ++k) sum.v[k] += scale.v[k] * add.v[k];
-                } else {
-#pragma unroll
-                    for (int k = 0; k < 8; ++k) sum.v[k] += add.v[k];
-                }
-                v = narrow8(sum);
-            }
-            store16(at, v);
+            store_result(y + size_t(m) * N + col, load16(s_v + staged(m, c)), ls ? ls + col : nullptr, then);
         }
     } else {
         for (int e = threadIdx.x; e < M * S::kBlockN; e += S::kThreads) {
             const int m = e / S::kBlockN, c = e % S::kBlockN, col = block_n + c;
             if (col >= N) continue;
-            bf16* at = y + size_t(m) * N + col;
-            float v = __bfloat162float(s_v[staged(m, c / 8) + c % 8]);
-            if (then == kResidual) v = __bfloat162float(*at) + (ls ? __bfloat162float(ls[col]) * v : v);
-            *at = __float2bfloat16_rn(v);
+            store_result(y + size_t(m) * N + col, s_v[staged(m, c / 8) + c % 8], ls ? ls + col : nullptr, then);
         }
     }
 }
@@ -249,16 +231,16 @@ __device__ __forceinline__ void matmul_small(void* y_, const bf16* x, const bf16
 #define INSTANCE(columns)                                                                                                \
     extern "C" __global__ void __launch_bounds__(columns * 4) matmul_small_bf16_##columns(                               \
         bf16* y, const bf16* x, const bf16* w, const bf16* b, const bf16* ls, const bf16* norm, float eps, int M, int N, \
-        int K, int then) {                                                                                               \
-        matmul_small<columns / 8, kBf16>(y, x, w, nullptr, b, ls, norm, eps, M, N, K, then);                             \
+        int K, int then, int part) {                                                                                     \
+        matmul_small<columns / 8, kBf16>(y, x, w, nullptr, b, ls, norm, eps, M, N, K, then, part);                       \
     }                                                                                                                    \
     extern "C" __global__ void BOUNDS(columns * 4) matmul_small_silu_mul_bf16_##columns(                                 \
         bf16* y, const bf16* x, const bf16* w, const bf16* w3, const bf16* norm, float eps, int M, int N, int K) {       \
-        matmul_small<columns / 8, kSiluMul>(y, x, w, w3, nullptr, nullptr, norm, eps, M, N, K, kStore);                  \
+        matmul_small<columns / 8, kSiluMul>(y, x, w, w3, nullptr, nullptr, norm, eps, M, N, K, kStore, K);               \
     }                                                                                                                    \
     extern "C" __global__ void __launch_bounds__(columns * 4) matmul_small_f32_##columns(                                \
         float* y, const bf16* x, const bf16* w, const bf16* b, const bf16* norm, float eps, int M, int N, int K) {       \
-        matmul_small<columns / 8, kF32>(y, x, w, nullptr, b, nullptr, norm, eps, M, N, K, kStore);                       \
+        matmul_small<columns / 8, kF32>(y, x, w, nullptr, b, nullptr, norm, eps, M, N, K, kStore, K);                    \
     }
 INSTANCE(64)
 INSTANCE(32)

@@ -14,9 +14,9 @@ use crate::checkpoint::Checkpoint;
 use crate::device::{self, Choice, Device};
 use crate::graph::{Node, Tensor};
 use crate::image::{Mask, Rgb};
-use crate::models::llm::Rows;
 use crate::models::mllmseg::{
-    self, Image, Masks, Model, PictureData, PictureRoom, Pictures, Savings, Segment, States, Text, write_rows,
+    self, Image, Masks, Model, PictureData, PictureRoom, Pictures, Savings, Segment, States, System, Text,
+    write_rows,
 };
 use crate::ops::{DESCRIPTOR, KvCache, STATS};
 use crate::plan::Plan;
@@ -151,7 +151,7 @@ pub struct Segmentation {
 
 /// A graph that ran: for logs and profiles.
 pub struct Run<'a> {
-    /// `system`, `image`, `text` or `masks`.
+    /// `system`, `pictures`, `image`, `text` or `masks`.
     pub graph: &'static str,
     /// The node.
     pub node: &'a Node,
@@ -180,17 +180,16 @@ pub struct Engine {
 
 /// Buffers and plans that stay from run to run.
 ///
-/// Rows of the K/V cache: for each image the system prompt's, the same ones, and its own, so that text sees one range of them whichever
-/// image it is about (a sum's order, and so its bits, follow the ranges); then those of the text.
+/// Rows of the K/V cache: the system prompt's, those of each image, those of the text.
 struct Session {
     states: States,
     /// Number of state buffers that stay; those of images, of text, and of masks come after, in this order.
     kept: usize,
     kv: KvCache,
-    system: (Plan, Rows),
-    /// Rows of the system prompt's K/V that are computed once.
+    system: (Plan, System),
+    /// Rows of the system prompt, if they are computed once; else 0.
     shared: usize,
-    /// K/V rows of an image, the system prompt's included.
+    /// K/V rows of an image, the system prompt's included if that is not shared.
     per_image: usize,
     /// Images that there is room for.
     max_images: usize,
@@ -525,8 +524,8 @@ impl Engine {
         bf16.chain(derived).sum::<usize>() as u64
     }
 
-    /// Bytes that a run of `images` pictures, `rows` rows of text, `masks` masks and `pixels` pixels of masks needs on the device, by what
-    /// they are for, besides the weights; nothing is allocated.
+    /// Bytes that a run of `images` pictures, `rows` rows of text, `masks` masks and `pixels` pixels of masks, as many in each, needs on the
+    /// device, by what they are for, besides the weights; nothing is allocated.
     ///
     /// # Errors
     /// Those of the prompts and of the graphs.
@@ -536,15 +535,22 @@ impl Engine {
             (prompts.prefix().len(), prompts.image().len())
         };
         let (m, savings, act) = (&self.model, self.options.savings, self.device.act_bytes());
-        let cap = images * (prefix + image_rows) + rows;
+        let before = if savings.system_once { 0 } else { prefix }; // in each image's rows
+        let cap = prefix - before + images * (before + image_rows) + rows;
         let mut states = States::default();
         let kv = states.kv_cache(&m.config, cap);
-        let (image, io) = mllmseg::image(m, &mut states, &kv, images, image_rows, savings)?;
+        let (system, system_io) = mllmseg::system(m, &mut states, &kv, prefix, savings)?;
+        let img = savings.system_once.then_some(&system_io.img);
+        let (image, io) = mllmseg::image(m, &mut states, &kv, images, before, img, savings)?;
+        let side = pixels.div_ceil(masks.max(1)).clamp(1, prepare::MAX_DEVICE_PIXELS).isqrt();
+        let room = PictureRoom::of(images, [side, side], m.config.force_image_size);
+        let (pictures, _) = mllmseg::pictures(m, &mut states, &io.patches, images, room)?;
         let (text, text_io) = mllmseg::text(m, &mut states, &kv, [rows, masks, masks], savings)?;
         let (mask, _) =
             mllmseg::masks(m, &mut states, &io.sa, &text_io.t_q, masks, pixels.div_ceil(32), false, savings)?;
         let bytes = |t: &Tensor| (t.len() * t.dtype.bytes(act)) as u64;
-        let arena = [image, text, mask].into_iter().map(|g| Plan::new(g, act).map(|p| p.arena_bytes));
+        let graphs = [system, pictures, image, text, mask];
+        let arena = graphs.into_iter().map(|g| Plan::new(g, act).map(|p| p.arena_bytes));
         let arena = arena.collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or(0);
         let kv_bytes = bytes(&kv.k) + bytes(&kv.v);
         Ok(vec![
@@ -606,25 +612,26 @@ impl Engine {
     /// Makes the session's buffers where they are missing or too small, and runs the system prompt.
     fn prepare(&mut self, prefix: &[u32], image_rows: usize, images: usize, text_rows: usize) -> Result<()> {
         let (m, savings, act) = (&self.model, self.options.savings, self.device.act_bytes());
-        let per_image = prefix.len() + image_rows;
-        let fits =
-            |s: &Session| s.max_images >= images && s.kv.k.shape[2] >= s.max_images * per_image + text_rows;
+        let shared = if savings.system_once { prefix.len() } else { 0 };
+        let per_image = prefix.len() - shared + image_rows;
+        let needed = |images: usize| shared + images * per_image + text_rows;
+        let fits = |s: &Session| s.max_images >= images && s.kv.k.shape[2] >= needed(s.max_images);
         if self.session.as_ref().is_some_and(fits) {
             return Ok(());
         }
         let max_images = self.session.as_ref().map_or(images, |s| s.max_images.max(images));
-        let cap = (max_images * per_image + text_rows).next_multiple_of(KV_STEP);
+        let cap = needed(max_images).next_multiple_of(KV_STEP);
         let mut states = States::default();
         let kv = states.kv_cache(&m.config, cap);
-        let (graph, rows) = mllmseg::system(m, &mut states, &kv, prefix.len())?;
-        let system = (Plan::new(graph, act)?, rows);
+        let (graph, io) = mllmseg::system(m, &mut states, &kv, prefix.len(), savings)?;
+        let system = (Plan::new(graph, act)?, io);
         states.tensors.iter().try_for_each(|t| self.device.allocate(t))?;
         let session = Session {
             kept: states.tensors.len(),
             states,
             kv,
             system,
-            shared: if savings.system_once { prefix.len() } else { 0 },
+            shared,
             per_image,
             max_images,
             pictures: HashMap::new(),
@@ -634,17 +641,11 @@ impl Engine {
         };
         if savings.system_once {
             let ids: Vec<i32> = prefix.iter().map(|&id| id as i32).collect();
-            for image in 0..max_images {
-                let segment = Segment { rows: (0, prefix.len()), seen: [(0, 0); 2], kv: image * per_image };
-                write_rows(self.device.as_mut(), &session.system.1, &ids, &[segment])?;
-                run(
-                    self.device.as_mut(),
-                    "system",
-                    &session.system.0,
-                    &mut self.timings,
-                    &mut self.observer,
-                )?;
-            }
+            let (plan, io) = &session.system;
+            let segment = Segment { rows: (0, prefix.len()), seen: [(0, 0); 2], kv: 0 };
+            write_rows(self.device.as_mut(), &io.rows, &ids, &[segment])?;
+            self.device.write_i32(&io.read, &[prefix.len() as i32 - 1])?;
+            run(self.device.as_mut(), "system", plan, &mut self.timings, &mut self.observer)?;
         }
         self.session = Some(session);
         Ok(())
@@ -655,19 +656,19 @@ impl Engine {
         let session = self.session.as_mut().expect("prepared");
         let (savings, act, b) = (self.options.savings, self.device.act_bytes(), images.len());
         let (shared, per_image) = (session.shared, session.per_image);
-        let rows = per_image - shared; // that are computed for each image
+        let before = per_image - image_ids.len(); // rows of the system prompt, if it is not shared
+        let img = (shared > 0).then_some(&session.system.1.img);
         let (states, first_own, kv, model) = (&mut session.states, session.kept, &session.kv, &self.model);
         let image = kept(&mut session.images, [b], || {
             states.tensors.truncate(first_own);
-            let (graph, io) = mllmseg::image(model, states, kv, b, rows, savings)?;
+            let (graph, io) = mllmseg::image(model, states, kv, b, before, img, savings)?;
             Ok(Kept { plan: Plan::new(graph, act)?, io, tensors: states.tensors[first_own..].to_vec() })
         })?;
         image.tensors.iter().try_for_each(|t| self.device.allocate(t))?;
         let io = &image.io;
-        let before = rows - image_ids.len(); // those of the system prompt
         let context = self.tokenizer.special().img_context;
         let mut patch = 0;
-        let mut ids = Vec::with_capacity(b * rows);
+        let mut ids = Vec::with_capacity(b * per_image);
         for _ in images {
             ids.extend(prefix[shared..].iter().chain(image_ids).map(|&id| {
                 if id == context {
@@ -679,9 +680,9 @@ impl Engine {
             }));
         }
         let segment = |i: usize| Segment {
-            rows: (i * rows, rows),
-            seen: [(i * per_image, shared), (0, 0)],
-            kv: i * per_image + shared,
+            rows: (i * per_image, per_image),
+            seen: [(0, shared), (0, 0)],
+            kv: shared + i * per_image,
         };
         let data = PictureData::new(images.iter().copied(), model.config.force_image_size);
         let PictureRoom { bytes, tables, lines } = data.room();
@@ -700,11 +701,15 @@ impl Engine {
         })?;
         pictures.tensors.iter().try_for_each(|t| self.device.allocate(t))?;
         data.write(self.device.as_mut(), &pictures.io)?;
-        run(self.device.as_mut(), "image", &pictures.plan, &mut self.timings, &mut self.observer)?;
+        run(self.device.as_mut(), "pictures", &pictures.plan, &mut self.timings, &mut self.observer)?;
         write_rows(self.device.as_mut(), &io.rows, &ids, &(0..b).map(segment).collect::<Vec<_>>())?;
-        // hidden states of <img> and of all context tokens but the last predict the context tokens
-        let tokens = io.read.len() / b;
-        let read = |i: usize| (i / tokens * rows + before + i % tokens) as i32;
+        // The hidden states of <img> and of all context tokens but the last predict the context tokens.
+        let tokens = image_ids.len();
+        let read = |i: usize| match (i % tokens, img.is_some()) {
+            (0, true) => 0,
+            (_, true) => -(i as i32), // row i - 1
+            (token, false) => (i / tokens * per_image + before + token - 1) as i32,
+        };
         self.device.write_i32(&io.read, &(0..io.read.len()).map(read).collect::<Vec<_>>())?;
         run(self.device.as_mut(), "image", &image.plan, &mut self.timings, &mut self.observer)
     }
@@ -735,12 +740,13 @@ impl Engine {
         each: Each,
     ) -> Result<()> {
         let session = self.session.as_mut().expect("prepared");
-        let (per_image, text_kv) = (session.per_image, session.max_images * session.per_image);
+        let (shared, per_image) = (session.shared, session.per_image);
+        let text_kv = shared + session.max_images * per_image;
         let (mut segments, mut slots, mut t) = (Vec::new(), Vec::new(), 0);
         for a in batch {
             let Asked { sequence, expressions } = a.asked;
             let len = sequence.ids.len();
-            let seen = [(a.image * per_image, per_image), (0, 0)];
+            let seen = [(0, shared), (shared + a.image * per_image, per_image)];
             segments.push(Segment { rows: (t, len), seen, kv: text_kv + t });
             // The state before a slot predicts it.
             let slot = |(&expression, &p): (&usize, &usize)| Slot { of: *a, expression, row: t + p - 1 };

@@ -725,17 +725,24 @@ fn the_graphs_costs_are_the_formulas() {
     let (p, c, f, layers) = (256u64, 128u64, 512u64, 4u64);
     let vit = 2 * p * c * (588 + 4) + layers * 2 * (p + 1) * (3 * c * c + c * c + 2 * c * f);
     assert_eq!(flops("image", "vit."), vit);
-    // InternLM2.5: per layer wqkv, wo, w1, w3, w2; 64 image tokens between <img> and </img>.
+    // InternLM2.5: per layer wqkv, wo, w1, w3, w2; 64 image tokens, <img> and </img> stand with the text.
     let (h, nh, nkv, f, vocab) = (256u64, 2u64, 1u64, 512u64, 768u64);
     let hd = h / nh;
     let layer = 2 * ((nh + 2 * nkv) * hd * h + h * h + 3 * h * f);
-    assert_eq!(flops("image", "llm."), layers * (p / 4 + 2) * layer);
-    // Of the system prompt only K and V are kept: its last layer ends with them.
-    let last = 2 * (nh + 2 * nkv) * hd * h;
-    assert_eq!(flops("system", "llm."), system * ((layers - 1) * layer + last));
+    assert_eq!(flops("image", "llm."), layers * (p / 4) * layer);
+    assert_eq!(flops("system", "llm."), layers * system * layer);
+    // Of the system prompt only K, V and the last row's state are kept: its last layer ends with them.
+    let saved: Value = serde_json::from_str(&graph(&["--json", "--only", "system"])).unwrap();
+    let nodes = saved["system"]["nodes"].as_array().unwrap();
+    let matmuls = nodes.iter().filter(|n| n["op"].as_str().unwrap().starts_with("matmul"));
+    let wqkv = 2 * (nh + 2 * nkv) * hd * h;
+    assert_eq!(
+        matmuls.map(|n| n["flops"].as_u64().unwrap()).sum::<u64>(),
+        system * ((layers - 1) * layer + wqkv) + layer - wqkv
+    );
     // The output head runs for the slots alone.
     assert_eq!(flops("text", "llm."), expressions * (layers * tokens * layer + 2 * h * vocab));
-    for name in ["system", "image", "text", "masks"] {
+    for name in ["system", "pictures", "image", "text", "masks"] {
         let nodes = all[name]["nodes"].as_array().unwrap();
         for what in ["flops", "bytes"] {
             let sum: u64 = nodes.iter().map(|n| n[what].as_u64().unwrap()).sum();
@@ -750,12 +757,12 @@ fn the_graphs_costs_are_the_formulas() {
         assert!(arena > 0 && arena < 64 * largest, "{name}: an arena of {arena} bytes");
     }
     let table = graph(&[]);
-    for name in ["system:", "image:", "text:", "masks:", "vit.0.qkv", "llm.3."] {
+    for name in ["system:", "pictures:", "image:", "text:", "masks:", "vit.0.qkv", "llm.3."] {
         assert!(table.contains(name), "{name} in\n{table}");
     }
     assert!(!graph(&["--only", "text"]).contains("vit."));
     let dot = graph(&["--dot"]);
-    assert_eq!(dot.matches("digraph ").count(), 4);
+    assert_eq!(dot.matches("digraph ").count(), 5);
     assert_eq!(dot.matches('{').count(), dot.matches('}').count());
     assert!(dot.matches(" -> ").count() > 50);
 }

@@ -1,5 +1,6 @@
 //! matmul and conv3x3 on the simulated driver with every check on, beside `reference/`: every epilogue at every tile, one less, as many and
-//! one more than a tile's rows, columns and depth; outliers; one row; nothing. A row's bits do not depend on the tile or on its neighbours.
+//! one more than a tile's rows, columns and depth; outliers; one row; nothing. A row's bits do not depend on the tile or on its neighbours, nor
+//! on the order in which blocks run, be K summed in one part or in several.
 
 mod common;
 
@@ -26,11 +27,22 @@ fn values(seed: u64, n: usize, scale: f32) -> Vec<f32> {
     normal(seed, n).into_iter().map(|v| round(v * scale)).collect()
 }
 
-/// `y = then(x @ wᵀ + b)` on both devices.
+/// `y = then(x @ wᵀ + b)` on both devices, K in one part.
 fn product(
     m: usize,
     n: usize,
     k: usize,
+    then: Then,
+    tile: Option<usize>,
+    first_row: usize,
+) -> (Ran, Vec<f32>) {
+    product_in_parts([m, n, k], 1, then, tile, first_row)
+}
+
+/// The same, K in `parts` parts.
+fn product_in_parts(
+    [m, n, k]: [usize; 3],
+    parts: usize,
     then: Then,
     tile: Option<usize>,
     first_row: usize,
@@ -64,13 +76,21 @@ fn product(
     if let Some(tile) = tile {
         op = op.with_tile(tile);
     }
+    if parts > 1 {
+        let sums = case.scratch("sums", F32, &[parts, ops::matmul_parts_room(m, n)]);
+        op = op.with_parts(&sums).unwrap();
+    }
     let ran = case.run(op);
     (ran, before)
 }
 
 /// No further from the reference than a plain bf16 implementation: its result rounded, and with a residual the product rounded first.
 fn check(m: usize, n: usize, k: usize, then: Then, tile: Option<usize>) {
-    let (ran, before) = product(m, n, k, then, tile, 0);
+    check_in_parts([m, n, k], 1, then, tile);
+}
+
+fn check_in_parts([m, n, k]: [usize; 3], parts: usize, then: Then, tile: Option<usize>) {
+    let (ran, before) = product_in_parts([m, n, k], parts, then, tile, 0);
     let y = &ran.outputs[0];
     assert!(m * n == 0 || y.gpu.len() == m * n);
     let plain: Vec<f32> = match then {
@@ -103,6 +123,8 @@ fn edges_of_tiles() {
             (bm, bn, 32),
             (bm + 1, bn + 1, 40),
             (bm + 1, bn + 8, 8),
+            (2 * bm - 1, 16, 40),
+            (bm + bm / 2, 24, 40),
             (1, bn + 8, 32 * 3),
             (3, 8, 32 * 9 + 8),
         ] {
@@ -156,6 +178,97 @@ fn a_row_has_the_same_bits_everywhere() {
     }
 }
 
+/// Ends of K and of parts within and at the end of the columns that a tile multiplies at once; a last part that is short, or missing.
+#[test]
+fn sums_in_parts() {
+    for (tile, (bm, bn)) in [(128, 256), (128, 128), (64, 64), (32, 64)].into_iter().enumerate() {
+        for (i, then) in [Store, Gelu, Relu, Residual, ScaledResidual].into_iter().enumerate() {
+            let k = [192, 200, 256 + 32, 8, 640][i];
+            check_in_parts([bm + 1, bn + [8, 1, 0, 16, 3][i], k], 2 + i % 3, then, Some(tile));
+        }
+    }
+    for (m, n, k) in [(16, 40, 64 * 3), (5, 33, 64 * 3 + 8), (1, 64, 640), (17, 96, 1024)] {
+        check_in_parts([m, n, k], 3, Residual, None);
+    }
+}
+
+/// A row alone, and among others, in any tile and in the kernel for few rows: the same bits for as many parts.
+#[test]
+fn parts_of_a_row_have_the_same_bits_everywhere() {
+    for then in [Store, Gelu, Residual, ScaledResidual] {
+        let (n, k) = (72, 616);
+        for parts in 1..=3 {
+            let (all, _) = product_in_parts([141, n, k], parts, then, Some(1), 0);
+            let all = &all.outputs[0].gpu;
+            for tile in 0..MATMUL_TILES {
+                let (same, _) = product_in_parts([141, n, k], parts, then, Some(tile), 0);
+                assert_eq!(&same.outputs[0].gpu, all, "{then:?}, {parts} parts, tile {tile}");
+            }
+            for (rows, tile) in [(1, Some(0)), (1, None), (16, None), (17, None)] {
+                let (last, _) = product_in_parts([rows, n, k], parts, then, tile, 141 - rows);
+                assert_eq!(
+                    last.outputs[0].gpu,
+                    all[(141 - rows) * n..],
+                    "{then:?}, {parts} parts, {rows} rows"
+                );
+            }
+        }
+    }
+}
+
+/// Whatever block of a tile is the last, and whatever warp of a block: the same bits. The order is the simulator's, in a process of its own.
+#[test]
+fn the_order_of_blocks_changes_no_bit() {
+    const SEED: &str = "PTXSIM_SEED";
+    if !common::gpu::counted() {
+        return;
+    }
+    if std::env::var_os(SEED).is_some() {
+        for tile in 0..MATMUL_TILES {
+            let (ran, _) = product_in_parts([129, 264, 520], 3, Residual, Some(tile), 0);
+            let bits = ran.outputs[0].gpu.iter().map(|v| u64::from(v.to_bits()));
+            println!(
+                "bits of tile {tile}: {:x}",
+                bits.fold(7, |a: u64, v| a.rotate_left(5).wrapping_mul(31) ^ v)
+            );
+        }
+        return;
+    }
+    let run = |seed: &str| {
+        let name = "the_order_of_blocks_changes_no_bit";
+        let mut test = std::process::Command::new(std::env::current_exe().unwrap());
+        let o = test.args(["--exact", name, "--nocapture"]).env(SEED, seed).output().unwrap();
+        assert!(o.status.success(), "seed {seed}: {}", String::from_utf8_lossy(&o.stderr));
+        let text = String::from_utf8(o.stdout).unwrap();
+        text.lines().filter_map(|l| l.find("bits of").map(|at| l[at..].to_string())).collect::<Vec<_>>()
+    };
+    let expected = run("0");
+    assert_eq!(expected.len(), MATMUL_TILES);
+    let same = |l: &String| l.split(": ").nth(1) == expected[0].split(": ").nth(1);
+    assert!(expected.iter().all(same), "{expected:?}");
+    for seed in ["1", "2", "7"] {
+        assert_eq!(run(seed), expected, "seed {seed}");
+    }
+}
+
+/// What fills no tile is made by low ones: no rows beyond the next 32, or 64 where tiles are wide.
+#[test]
+fn rows_fill_tiles() {
+    if !common::gpu::counted() {
+        return;
+    }
+    for (tile, (bm, bn, low)) in
+        [(128, 256, 64), (128, 128, 32), (64, 64, 32), (32, 64, 32)].into_iter().enumerate()
+    {
+        for m in [bm, bm + 1, bm + low + 1, 3 * bm - 1, 2 * bm + low] {
+            let (ran, _) = product(m, bn, 32, Store, Some(tile), 0);
+            let tensor = ran.report["launches"][0]["counters"]["tensor"].as_object().unwrap();
+            let flops: u64 = tensor.values().map(|t| t["flops"].as_u64().unwrap()).sum();
+            assert_eq!(flops, (2 * m.next_multiple_of(low) * bn * 32) as u64, "tile {tile}, {m} rows");
+        }
+    }
+}
+
 /// Neither the main loop nor the way out has a bank conflict, and what is loaded is used.
 #[test]
 fn shared_memory_has_no_bank_conflicts() {
@@ -164,7 +277,8 @@ fn shared_memory_has_no_bank_conflicts() {
     }
     for tile in 0..MATMUL_TILES {
         for then in [Store, Residual, SiluMul] {
-            let (ran, _) = product(128, 256, 512, then, Some(tile), 0);
+            let parts = if then == Residual { 2 } else { 1 };
+            let (ran, _) = product_in_parts([128 + 32, 256, 512], parts, then, Some(tile), 0);
             let kernels = ran.report["kernels"].as_object().unwrap();
             let c = &kernels.values().next().unwrap()["counters"];
             for part in ["shared_load", "shared_store"] {

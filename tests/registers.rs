@@ -3,8 +3,10 @@
 //!
 //! `UPDATE=1 cargo test --release --workspace --test registers` writes the table.
 
-use mllmseg::checkpoint::config::Config;
-use mllmseg::checkpoint::{Checkpoint, names};
+mod common;
+
+use common::hollow::hollow;
+use mllmseg::checkpoint::Checkpoint;
 use mllmseg::device::cuda::{self, Usage};
 use mllmseg::device::gpu::{ARCHS, occupancy};
 use mllmseg::graph::Graph;
@@ -12,9 +14,7 @@ use mllmseg::models::chat;
 use mllmseg::models::mllmseg::{self as model, Model, PictureRoom, Savings, States};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// ptxas of another release gives other numbers.
@@ -22,29 +22,6 @@ const NVCC: &str = "13.0.88";
 
 /// Ways in which a kernel is launched: threads and bytes of dynamic shared memory.
 type Launches = BTreeMap<&'static str, BTreeSet<(u32, u32)>>;
-
-/// A checkpoint of a preset's widths, two layers a tower, all weights zero: a file with holes.
-fn hollow(dir: &Path, preset: &str) -> Arc<Checkpoint> {
-    let mut config = serde_json::from_str::<serde_json::Value>(preset).unwrap()["config"].take();
-    for tower in ["vision_config", "llm_config"] {
-        config[tower]["num_hidden_layers"] = 2.into();
-    }
-    std::fs::create_dir_all(dir).unwrap();
-    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
-    let config = Config::read(&dir.join("config.json")).unwrap();
-    let (mut header, mut at) = (serde_json::Map::new(), 0);
-    for (name, shape) in names::expected(&config, Some(config.vision_config.hidden_size)) {
-        let end = at + 2 * shape.iter().product::<usize>();
-        header.insert(name, serde_json::json!({"dtype": "BF16", "shape": shape, "data_offsets": [at, end]}));
-        at = end;
-    }
-    let header = serde_json::Value::Object(header).to_string();
-    let mut file = File::create(dir.join("model.safetensors")).unwrap();
-    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
-    file.write_all(header.as_bytes()).unwrap();
-    file.set_len((8 + header.len() + at) as u64).unwrap();
-    Arc::new(Checkpoint::open_dir(dir).unwrap())
-}
 
 fn add(launches: &mut Launches, graph: &Graph) {
     for node in &graph.nodes {
@@ -59,18 +36,19 @@ fn add(launches: &mut Launches, graph: &Graph) {
 /// The launches of all graphs of a model, at sizes from the smallest to the largest.
 fn add_model(launches: &mut Launches, checkpoint: &Arc<Checkpoint>) {
     let (m, _) = Model::bind(checkpoint).unwrap();
-    let image_rows = m.config.image_tokens() + 2;
     for savings in [Savings::ALL, Savings::NONE] {
         for (images, rows, q) in [(1, 32, 1), (2, 96, 2), (8, 640, 5), (32, 2048, 16)] {
             let mut states = States::default();
             let s = &mut states;
             let kv = s.kv_cache(&m.config, 4096);
-            let (image, io) = model::image(&m, s, &kv, images, image_rows, savings).unwrap();
+            let (system, system_io) = model::system(&m, s, &kv, 60, savings).unwrap();
+            let (before, img) = if savings.system_once { (0, Some(&system_io.img)) } else { (60, None) };
+            let (image, io) = model::image(&m, s, &kv, images, before, img, savings).unwrap();
             let (text, text_io) = model::text(&m, s, &kv, [rows, q, q], savings).unwrap();
             let masks = model::masks(&m, s, &io.sa, &text_io.t_q, q, q << 11, false, savings).unwrap().0;
             let room = PictureRoom { bytes: images << 20, tables: images << 12, lines: images << 10 };
             add(launches, &model::pictures(&m, s, &io.patches, images, room).unwrap().0);
-            for graph in [&model::system(&m, s, &kv, 60).unwrap().0, &image, &text, &masks] {
+            for graph in [&system, &image, &text, &masks] {
                 add(launches, graph);
             }
         }

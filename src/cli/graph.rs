@@ -3,7 +3,7 @@
 use super::saving;
 use mllmseg::checkpoint::Checkpoint;
 use mllmseg::graph::Graph;
-use mllmseg::models::mllmseg::{self as model, Model, Savings, States};
+use mllmseg::models::mllmseg::{self as model, Model, PictureRoom, Savings, States};
 use mllmseg::plan::Plan;
 use mllmseg::{Error, Result};
 use std::process::ExitCode;
@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 /// Print the graphs that a model runs: nodes, shapes, FLOPs, bytes, arena
 ///
-/// There are four: `system` (once a model), `image` (once a picture), `text` (a batch of sequences), `masks` (a batch of
-/// expressions). Bytes are those of bf16 activations.
+/// There are five: `system` (once a model), `pictures` and `image` (once a picture), `text` (a batch of sequences), `masks` (a batch
+/// of expressions). Bytes are those of bf16 activations.
 #[derive(clap::Args)]
 pub struct Args {
     /// Checkpoint: a folder, or ORG/NAME in the Hugging Face cache
@@ -25,15 +25,15 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     /// Only this graph
-    #[arg(long, value_parser = ["system", "image", "text", "masks"])]
+    #[arg(long, value_parser = ["system", "pictures", "image", "text", "masks"])]
     only: Option<String>,
     /// Expressions of the picture, one sequence each
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     expressions: u16,
-    /// Tokens of a sequence
+    /// Tokens of a sequence, `</img>` first
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u16).range(2..=4096))]
     tokens: u16,
-    /// Tokens of the system prompt
+    /// Tokens of the system prompt, `<img>` last
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u16).range(1..=4096))]
     system_tokens: u16,
     /// Height and width of the picture
@@ -55,17 +55,21 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     let (m, _) = Model::bind(&checkpoint)?;
     let savings = args.without.iter().fold(Savings::ALL, |s, name| s.without(name).unwrap_or(Savings::NONE));
-    let (system, image) = (usize::from(args.system_tokens), m.config.image_tokens() + 2);
+    let (system, image) = (usize::from(args.system_tokens), m.config.image_tokens());
     let (q, t) = (usize::from(args.expressions), usize::from(args.expressions) * usize::from(args.tokens));
     let mut states = States::default();
     let kv = states.kv_cache(&m.config, system + image + t);
     let own = if savings.system_once { 0 } else { system };
     let s = &mut states;
-    let (image_graph, image_io) = model::image(&m, s, &kv, 1, own + image, savings)?;
+    let (system_graph, system_io) = model::system(&m, s, &kv, system, savings)?;
+    let img = savings.system_once.then_some(&system_io.img);
+    let (image_graph, image_io) = model::image(&m, s, &kv, 1, own, img, savings)?;
+    let room = PictureRoom::of(1, [args.size.1, args.size.0], m.config.force_image_size);
     let (text_graph, text_io) = model::text(&m, s, &kv, [t, q, q], savings)?;
     let words = q * args.size.0 * args.size.1.div_ceil(32);
     let graphs = [
-        ("system", model::system(&m, s, &kv, system)?.0),
+        ("system", system_graph),
+        ("pictures", model::pictures(&m, s, &image_io.patches, 1, room)?.0),
         ("image", image_graph),
         ("text", text_graph),
         ("masks", model::masks(&m, s, &image_io.sa, &text_io.t_q, q, words, false, savings)?.0),

@@ -70,8 +70,12 @@ struct Row {
     launches: u64,
     /// What the algebra needs at these sizes.
     flops: u64,
+    /// Of these, those of `</img>` in all sequences but the first: once an image would be enough.
+    repeated_flops: u64,
     /// Every operand once.
     least_bytes: u64,
+    /// Rows of its first result.
+    rows: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     time_us: Option<f64>,
     /// Registers a thread and share of a multiprocessor's warps that are resident, of the launch with the fewest.
@@ -116,6 +120,8 @@ struct Rows {
     system: usize,
     image: usize,
     text: Vec<usize>,
+    /// Of the matrix in which the text's are packed.
+    text_packed: usize,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
@@ -131,7 +137,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     };
     let picture = read(&args.image, &Limits::default(), false)?;
     let expressions: Vec<&str> = args.expr.iter().map(String::as_str).collect();
-    let asked = rows_of(&engine, &expressions, args.prompting.into())?;
+    let mut asked = rows_of(&engine, &expressions, args.prompting.into())?;
     let pairs = pairs(&asked);
     let found = Rc::new(RefCell::new(Vec::<Row>::new()));
     let seen = Rc::clone(&found);
@@ -145,6 +151,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             launches: launches.len() as u64,
             flops: cost.flops,
             least_bytes: cost.bytes,
+            rows: op.writes().first().map_or(0, |y| y.matrix().0),
             ..Row::default()
         };
         if let (Some(pairs), [y, ..]) = (pairs.get(run.graph), &op.writes()[..])
@@ -222,7 +229,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if args.capture == Some(Capture::Nodes) {
         cuda::profiler(false)?;
     }
-    let rows = found.borrow();
+    let mut rows = found.take();
+    asked.text_packed = text_rows(&rows);
+    rows.iter_mut().for_each(|r| r.repeated_flops = repeated_flops(r, &asked));
     let stages = sums(&rows, |r| format!("{} {}", r.graph, r.node.split('.').next().unwrap_or_default()));
     let stages: Vec<Row> = stages.into_iter().map(|(name, r)| Row { node: name, ..r }).collect();
     let whole = sums(&rows, |_| "whole request".into()).remove(0).1;
@@ -230,7 +239,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if args.json {
         let all = json!({
             "device": device.to_string(), "gpu": gpu.map(|g| json!({"arch": g.arch, "sms": g.sms})),
-            "kernels_compiled_by": cuda::compiler(), "request": asked, "nodes": *rows, "stages": stages, "whole": whole,
+            "kernels_compiled_by": cuda::compiler(), "request": asked, "nodes": rows, "stages": stages, "whole": whole,
             "tensor_work": work,
         });
         println!("{}", serde_json::to_string_pretty(&all).unwrap_or_default());
@@ -255,10 +264,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
         println!();
         let text: usize = asked.text.iter().sum();
         println!(
-            "tokens: {} of the system prompt, {} of the image, {text} in {} sequences of text",
+            "tokens: {} of the system prompt, {} of the image, {text} in {} sequences of text, which a matrix of {} rows holds",
             asked.system,
             asked.image,
-            asked.text.len()
+            asked.text.len(),
+            asked.text_packed
         );
         print_work(&work);
     }
@@ -274,18 +284,11 @@ fn resident(entry: &str, arch: u32, threads: u32, smem: u32) -> Option<(u32, Occ
 
 fn rows_of(engine: &Engine, expressions: &[&str], prompting: Prompting) -> Result<Rows> {
     let prompts = engine.prompts()?;
-    let sequences = match prompting {
-        Prompting::Joint if expressions.len() > 1 => vec![prompts.joint(expressions)?],
-        Prompting::Single | Prompting::Joint => {
-            expressions.iter().map(|e| prompts.single(e)).collect::<Result<_>>()?
-        }
-        Prompting::Phrase => expressions.iter().map(|e| prompts.phrase(e)).collect::<Result<_>>()?,
-        Prompting::Reasoning => expressions.iter().map(|e| prompts.reasoning(e)).collect::<Result<_>>()?,
-    };
     Ok(Rows {
         system: prompts.prefix().len(),
         image: prompts.image().len(),
-        text: sequences.iter().map(|s| s.ids.len()).collect(),
+        text: engine.preprocessor().lengths(expressions, prompting)?,
+        text_packed: 0,
     })
 }
 
@@ -361,6 +364,7 @@ fn sums(rows: &[Row], name: impl Fn(&Row) -> String) -> Vec<(String, Row)> {
         };
         s.launches += r.launches;
         s.flops += r.flops;
+        s.repeated_flops += r.repeated_flops;
         s.least_bytes += r.least_bytes;
         s.time_us = s.time_us.zip(r.time_us).map(|(a, b)| a + b);
         if s.op != r.op {
@@ -454,7 +458,20 @@ impl Kind {
     }
 }
 
-/// What tensor cores were given to do against what the algebra needs at these sizes.
+/// Rows of the text's token matrix, of its largest run.
+fn text_rows(rows: &[Row]) -> usize {
+    let embedded = |r: &&Row| r.graph == "text" && r.op == "embed";
+    rows.iter().filter(embedded).map(|r| r.rows).max().unwrap_or(0)
+}
+
+/// See [`Row::repeated_flops`]; attention's are a few keys' and are left out.
+fn repeated_flops(r: &Row, asked: &Rows) -> u64 {
+    let each_row = r.graph == "text" && r.op.starts_with("matmul") && r.rows == asked.text_packed;
+    if each_row { r.flops / r.rows.max(1) as u64 * (asked.text.len() as u64).saturating_sub(1) } else { 0 }
+}
+
+/// What tensor cores were given to do against what the algebra needs at these sizes: rows that only fill the text's matrix included, `</img>` once
+/// an image.
 #[derive(Serialize)]
 struct TensorWork {
     needed_flops: u64,
@@ -466,8 +483,16 @@ fn tensor_work(rows: &[Row]) -> TensorWork {
     let mut work = TensorWork { needed_flops: 0, executed_flops: 0, by_op: BTreeMap::new() };
     for r in rows {
         let Some(c) = r.counted.filter(|c| c.tensor > 0) else { continue };
-        work.needed_flops += r.flops;
-        work.executed_flops += c.tensor_flops;
+        let mut add = |op: &str, needed: u64, executed: u64| {
+            work.needed_flops += needed;
+            work.executed_flops += executed;
+            let sum = work.by_op.entry(op.into()).or_default();
+            *sum = [sum[0] + needed, sum[1] + executed];
+        };
+        let again = r.repeated_flops;
+        if again > 0 {
+            add("`</img>` once a sequence instead of once an image", 0, again);
+        }
         let op = match r.op.as_str() {
             "attention" => "attention: queries and keys that fill tiles",
             "attention_ranges" => {
@@ -476,9 +501,7 @@ fn tensor_work(rows: &[Row]) -> TensorWork {
             "conv3x3" => "conv3x3: rows and columns that fill tiles",
             _ => "matmul: rows and columns that fill tiles",
         };
-        let [needed, executed] = work.by_op.entry(op.into()).or_default();
-        *needed += r.flops;
-        *executed += c.tensor_flops;
+        add(op, r.flops - again, c.tensor_flops - again);
     }
     work
 }

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 use std::sync::Arc;
 
 /// Pixels of a picture that a device resizes; larger ones would take more of its memory than a mask decoder.
-const MAX_DEVICE_PIXELS: usize = 32 << 20;
+pub(super) const MAX_DEVICE_PIXELS: usize = 32 << 20;
 
 /// Makes requests ready for an engine of the same model. Cheap to clone; clones may work on several threads at once.
 #[derive(Clone)]
@@ -88,6 +88,15 @@ impl Preprocessor {
         let mut unusable = Vec::new();
         let asked = ask(&self.prompts()?, expressions, prompting, &mut unusable);
         Ok((asked.iter().map(|a| a.sequence.ids.len()).sum(), unusable))
+    }
+
+    /// Tokens of each sequence that is run for these expressions, from `</img>` to the last slot.
+    ///
+    /// # Errors
+    /// Those of the model's prompts.
+    pub fn lengths(&self, expressions: &[&str], prompting: Prompting) -> Result<Vec<usize>> {
+        let asked = ask(&self.prompts()?, expressions, prompting, &mut Vec::new());
+        Ok(asked.iter().map(|a| a.sequence.ids.len()).collect())
     }
 
     /// Resizes where the device does not, and tokenizes. An expression that cannot be used gets its error as its answer later.

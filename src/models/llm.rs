@@ -251,7 +251,8 @@ pub fn layers_in(
             (h, o) = (h_read, o_read);
             (x, ffn) = (g.act("llm.x_read", [r, c]), g.act("llm.ffn_read", [r, f]));
         }
-        g.push("wo", matmul(&h, &o, &layer.wo)?.then(Epilogue::Residual)?); // h  += o @ woᵀ
+        let wo = matmul(&h, &o, &layer.wo)?.in_parts(g);
+        g.push("wo", wo.then(Epilogue::Residual)?); // h  += o @ woᵀ
         let swiglu = Epilogue::SiluMul(layer.w3.clone());
         if few {
             g.push("w1_w3", matmul(&ffn, &h, &layer.w1)?.norm(&layer.ffn_norm, eps)?.then(swiglu)?);
@@ -259,7 +260,8 @@ pub fn layers_in(
             g.push("ffn_norm", rmsnorm(&x, &h, &layer.ffn_norm, eps)?); // x   (T, H)
             g.push("w1_w3", matmul(&ffn, &x, &layer.w1)?.then(swiglu)?); // ffn (T, F)
         }
-        g.push("w2", matmul(&h, &ffn, &layer.w2)?.then(Epilogue::Residual)?); // h  += ffn @ w2ᵀ
+        let w2 = matmul(&h, &ffn, &layer.w2)?.in_parts(g);
+        g.push("w2", w2.then(Epilogue::Residual)?); // h  += ffn @ w2ᵀ
         g.tap(format!("llm.layer{l}"), &h);
     }
     g.scope("llm");

@@ -2,7 +2,7 @@
 //!
 //! | graph | runs | fills |
 //! | --- | --- | --- |
-//! | [`system`] | once a model | K/V of the system prompt |
+//! | [`system`] | once a model | K/V of the system prompt and `<img>`, the hidden state that predicts an image's first token |
 //! | [`pictures`] | once an image | the image's patches, from its source's bytes |
 //! | [`image`] | once an image | K/V of the image's tokens, the mask decoder's part that no expression touches |
 //! | [`text`] | once a batch of sequences | the hidden state and the token of each slot |
@@ -21,7 +21,9 @@ use crate::checkpoint::{Checkpoint, config::Config};
 use crate::device::Device;
 use crate::graph::{DType, Graph, Place, Tensor};
 use crate::image::{Rgb, resize_table};
-use crate::ops::{DESCRIPTOR, KvCache, PICTURE, SEGMENT, STATS, copy, drop_cls, gather_rows, preprocess};
+use crate::ops::{
+    DESCRIPTOR, KvCache, PICTURE, SEGMENT, STATS, copy, drop_cls, embed, gather_rows, preprocess,
+};
 use std::sync::Arc;
 
 /// The exact savings that the model's algebra allows; each can be switched off to show that nothing changes.
@@ -137,12 +139,35 @@ impl States {
     }
 }
 
+/// Input and result buffers of [`system`].
+pub struct System {
+    /// The system prompt's tokens, `<img>` last.
+    pub rows: Rows,
+    /// `(1)`: the row of `<img>`.
+    pub read: Tensor,
+    /// `(1, H)`, result: the hidden state of `<img>`, which predicts the first token of every image.
+    pub img: Tensor,
+}
+
 /// The system prompt's graph: its `len` rows.
-pub fn system(m: &Model, states: &mut States, kv: &KvCache, len: usize) -> Result<(Graph, Rows)> {
+pub fn system(
+    m: &Model,
+    states: &mut States,
+    kv: &KvCache,
+    len: usize,
+    savings: Savings,
+) -> Result<(Graph, System)> {
     let mut g = Graph::new();
-    let rows = states.rows(len, 1);
-    llm(&mut g, &m.llm, &m.config.llm_config, &rows, None, kv, Read::Nothing)?;
-    Ok((g, rows))
+    let io = System {
+        rows: states.rows(len, 1),
+        read: states.make("img_row", DType::I32, [1]),
+        img: states.make("img", DType::Act, [1, m.config.llm_config.hidden_size]),
+    };
+    let read = Read::Some { rows: &io.read, early: savings.last_layer_rows };
+    let h =
+        llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, None, kv, read)?.expect("a row was asked for");
+    g.push("img", copy(&io.img.all(), &h)?);
+    Ok((g, io))
 }
 
 /// What must have room for some pictures: bytes of their sources, i32s of their resize tables, lines of their sources.
@@ -154,6 +179,15 @@ pub struct PictureRoom {
     pub tables: usize,
     /// All lines together.
     pub lines: usize,
+}
+
+impl PictureRoom {
+    /// For `b` pictures of `width` x `height` pixels that are resized to `size` x `size`.
+    pub fn of(b: usize, [width, height]: [usize; 2], size: usize) -> Self {
+        let tables = [width, height].map(|n| resize_table(n, size).0.len()).iter().sum::<usize>();
+        let bytes = (3 * width * height).next_multiple_of(16);
+        Self { bytes: b * bytes, tables: b * tables, lines: b * height }
+    }
 }
 
 /// Input buffers of [`pictures`].
@@ -229,21 +263,23 @@ pub fn pictures(
 pub struct Image {
     /// `(B*P, K)`: normalised pixels as rows of patches.
     pub patches: Tensor,
-    /// The images' tokens: `<img>`, its context tokens, `</img>`, and the system prompt before them when that is not shared.
+    /// The images' tokens, and the system prompt before them when that is not shared.
     pub rows: Rows,
-    /// `(B*P/4)`: rows whose hidden states predict the image tokens.
+    /// `(B*P/4)`: what predicts the image tokens: with a shared system prompt `-1 - r` for row `r` and 0 for `<img>`, else rows.
     pub read: Tensor,
     /// `(B, P, D)`: result.
     pub sa: Tensor,
 }
 
-/// The graph of `b` images, `per_image` rows each.
+/// The graph of `b` images, `system` rows before each one's tokens: those of the system prompt when that is not shared; `img` is
+/// [`System::img`] when it is.
 pub fn image(
     m: &Model,
     states: &mut States,
     kv: &KvCache,
     b: usize,
-    per_image: usize,
+    system: usize,
+    img: Option<&Tensor>,
     savings: Savings,
 ) -> Result<(Graph, Image)> {
     let mut g = Graph::new();
@@ -254,14 +290,21 @@ pub fn image(
             DType::Act,
             [b * side * side, vit::patch_columns(&m.config.vision_config)],
         ),
-        rows: states.rows(b * per_image, b),
+        rows: states.rows(b * (system + tokens), b),
         read: states.make("read", DType::I32, [b * tokens]),
         sa: states.make("sa", DType::Act, [b, side * side, m.decoder.width()]),
     };
     let (f_vit, images) = look_at(&mut g, &m.config, &m.vit, &m.projector, &io.patches, b, false)?;
-    let read = Read::Some { rows: &io.read, early: savings.last_layer_rows };
-    let f_llm = llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, Some(&images), kv, read)?;
-    let f_llm = f_llm.expect("rows were asked for");
+    let read = match img {
+        Some(_) => Read::All, // but the last
+        None => Read::Some { rows: &io.read, early: savings.last_layer_rows },
+    };
+    let h = llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, Some(&images), kv, read)?;
+    let mut f_llm = h.expect("rows were asked for");
+    if let Some(img) = img {
+        let h = std::mem::replace(&mut f_llm, g.act("f_llm", [b * tokens, img.shape[1]]));
+        g.push("f_llm", embed(&f_llm, &io.read, img, Some(&h))?); // <img>'s state, then those of all image tokens but the last
+    }
     mask_decoder::image(
         &mut g,
         &m.decoder,
@@ -275,7 +318,7 @@ pub fn image(
 
 /// Input and result buffers of [`text`].
 pub struct Text {
-    /// The sequences' tokens after `</img>`.
+    /// The sequences' tokens, from `</img>` on.
     pub rows: Rows,
     /// `(Q)`: rows whose hidden states predict a slot.
     pub read: Tensor,

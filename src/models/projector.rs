@@ -44,8 +44,10 @@ pub fn projector(g: &mut Graph, w: &Projector, f_vit: &Tensor, side: usize, step
     } else {
         g.push("0", shuffle_layernorm(&y, f_vit, gamma, beta, side, EPS)?); // y      (B*256, 4*C)
     }
-    g.push("1", matmul(&z, &y, &w.fc1[0])?.bias(&w.fc1[1])?.then(Epilogue::Gelu)?); // z      (B*256, H)
-    g.push("3", matmul(&tokens, &z, &w.fc2[0])?.bias(&w.fc2[1])?); // tokens (B*256, H)
+    let fc1 = matmul(&z, &y, &w.fc1[0])?.in_parts(g);
+    g.push("1", fc1.bias(&w.fc1[1])?.then(Epilogue::Gelu)?); // z      (B*256, H)
+    let fc2 = matmul(&tokens, &z, &w.fc2[0])?.in_parts(g);
+    g.push("3", fc2.bias(&w.fc2[1])?); // tokens (B*256, H)
     g.tap("mlp1", &tokens);
     Ok(tokens)
 }

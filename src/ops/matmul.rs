@@ -1,9 +1,9 @@
 //! `y = epilogue(x @ wᵀ + b)`; see `reference/matmul.rs`.
 
-use super::launch::{args, blocks, int, one};
+use super::launch::{args, blocks, blocks_yz, int, one};
 use super::{Gpu, Launch, Op, SMALL_ROWS, expect_equal, expect_multiple, matmul_small};
 use crate::device::cpu::Memory;
-use crate::graph::{DType, Tensor};
+use crate::graph::{Cost, DType, Graph, Tensor};
 use crate::reference;
 use crate::{Error, Result};
 
@@ -30,6 +30,8 @@ struct Tile {
     /// Rows and columns of the product that a block makes.
     m: usize,
     n: usize,
+    /// Rows of the lower tile that makes what does not fill one: its `Low` in kernels/matmul.cu.
+    low: usize,
     threads: u32,
     /// Dynamic shared memory, bytes: `kShared` in kernels/matmul.cuh.
     smem: u32,
@@ -40,10 +42,11 @@ struct Tile {
 }
 
 macro_rules! tile {
-    ($m:literal x $n:literal, $threads:literal, $smem:expr, $efficiency:literal) => {
+    ($m:literal x $n:literal, $low:literal, $threads:literal, $smem:expr, $efficiency:literal) => {
         Tile {
             m: $m,
             n: $n,
+            low: $low,
             threads: $threads,
             smem: $smem,
             efficiency: $efficiency,
@@ -58,22 +61,53 @@ macro_rules! tile {
 
 /// The tiles of kernels/matmul.cu, largest first.
 const TILES: [Tile; 4] = [
-    tile!(128 x 256, 256, 4 * 384 * 64, 1.0),
-    tile!(128 x 128, 128, 4 * 256 * 64, 0.95),
-    tile!(64 x 64, 128, 5 * 128 * 64, 0.6),
-    tile!(32 x 64, 128, 6 * 96 * 64, 0.4),
+    tile!(128 x 256, 64, 256, 4 * 384 * 64, 1.0),
+    tile!(128 x 128, 32, 128, 4 * 256 * 64, 0.95),
+    tile!(64 x 64, 32, 128, 5 * 128 * 64, 0.6),
+    tile!(32 x 64, 32, 128, 6 * 96 * 64, 0.4),
 ];
 
 /// Number of tiles that [`Matmul::with_tile`] knows.
 pub const MATMUL_TILES: usize = TILES.len();
 
-/// The tile whose slowest multiprocessor is done first: every one of them gives the same bits.
-fn pick(m: usize, n: usize, gpu: &Gpu) -> &'static Tile {
-    let time = |t: &Tile| {
-        let rounds = (m.div_ceil(t.m) * n.div_ceil(t.n)).div_ceil(gpu.sms.max(1) as usize);
-        (rounds * t.m * t.n) as f64 / t.efficiency
-    };
+/// Most tiles of a product whose K has several parts: `kMostTiles` in kernels/matmul.cu.
+const MOST_TILES: usize = 16384;
+
+impl Tile {
+    /// How many whole and how many low tiles `m` rows take, of one column of tiles: as kernels/matmul.cu counts them.
+    fn rows(&self, m: usize) -> [usize; 2] {
+        let (tall, low) = (m / self.m, (m % self.m).div_ceil(self.low));
+        if tall == 0 || low * self.low >= self.m { [m.div_ceil(self.m), 0] } else { [tall, low] }
+    }
+
+    /// Blocks of an (m, n) product, of one part of K.
+    fn tiles(&self, m: usize, n: usize) -> usize {
+        self.rows(m).iter().sum::<usize>() * n.div_ceil(self.n)
+    }
+
+    /// Relative time until the slowest multiprocessor is done with `parts` parts of K: whole tiles first, then low ones in the places that these
+    /// leave, and after them. A low tile takes at most twice the time that its share of the rows would.
+    fn time(&self, m: usize, n: usize, parts: usize, gpu: &Gpu) -> f64 {
+        let (sms, columns) = (gpu.sms.max(1) as usize, n.div_ceil(self.n) * parts);
+        let [tall, low] = self.rows(m).map(|rows| rows * columns);
+        let rounds = tall.div_ceil(sms);
+        let places = (rounds * sms - tall) * (self.m / self.low / 2);
+        let more = low.saturating_sub(places).div_ceil(sms);
+        ((rounds * self.m + more * 2 * self.low) * self.n) as f64 / self.efficiency / parts as f64
+    }
+}
+
+/// The tile that is done first: every one of them gives the same bits.
+fn pick(m: usize, n: usize, parts: usize, gpu: &Gpu) -> &'static Tile {
+    let time = |t: &Tile| t.time(m, n, parts, gpu);
     TILES.iter().min_by(|a, b| time(a).total_cmp(&time(b))).expect("there are tiles")
+}
+
+/// In how many parts K is summed where [`Matmul::in_parts`] asks for it: few columns and a deep sum leave most of a GPU idle else. 256 rows of
+/// 4096 columns are 64 tiles of 128x128; three parts make 192 blocks, of which an A100 has 216 at once. Neither the rows nor the GPU
+/// decide: they may not change a bit.
+fn parts(n: usize, k: usize) -> usize {
+    if n <= 4096 { (k / 1344).clamp(1, 3) } else { 1 }
 }
 
 /// The op; built with [`matmul`] and the methods here.
@@ -84,6 +118,8 @@ pub struct Matmul {
     b: Option<Tensor>,
     epilogue: Epilogue,
     norm: Option<(Tensor, f32)>,
+    /// `(parts, ..)` f32: sums of parts of K.
+    parts: Option<Tensor>,
     tile: Option<usize>,
 }
 
@@ -101,8 +137,10 @@ pub(super) struct Product<'a> {
     pub norm: Option<&'a (Tensor, f32)>,
     /// 0: bf16 results, 1: SwiGLU, 2: f32 results.
     pub kind: usize,
-    /// `Then` in kernels/matmul.cu.
+    /// `Then` in kernels/epilogue.cuh.
     pub then: i32,
+    /// Columns of a part of K.
+    pub part: usize,
 }
 
 /// `y (M,N) = x (M,K) @ w (N,K)ᵀ`; leading extents of `y` and `x` are taken as rows, trailing ones of `w` as columns.
@@ -113,7 +151,12 @@ pub fn matmul(y: &Tensor, x: &Tensor, w: &Tensor) -> Result<Matmul> {
     expect_equal("matmul y columns", y.matrix().1, n)?;
     expect_equal("matmul y rows", y.matrix().0, m)?;
     let (y, x, w) = (y.clone(), x.clone(), w.clone());
-    Ok(Matmul { y, x, w, b: None, epilogue: Epilogue::Store, norm: None, tile: None })
+    Ok(Matmul { y, x, w, b: None, epilogue: Epilogue::Store, norm: None, parts: None, tile: None })
+}
+
+/// f32s of the sums of a part of K, for M rows and N columns: those of whole tiles, whichever they are.
+pub fn matmul_parts_room(m: usize, n: usize) -> usize {
+    m.next_multiple_of(TILES[0].m) * n.next_multiple_of(TILES[0].n)
 }
 
 impl Matmul {
@@ -150,6 +193,34 @@ impl Matmul {
         Ok(self)
     }
 
+    /// Sums K in a few parts, so that blocks of their own can make them: how many, and so the bits, depends on N and K alone. For products of
+    /// few rows with few columns, not for SwiGLU and f32 results. A buffer for the parts' sums is made in `g`.
+    pub fn in_parts(mut self, g: &mut Graph) -> Self {
+        let ((m, k), n) = (self.x.matrix(), self.w.shape[0]);
+        if parts(n, k) > 1 {
+            // matmul_small.cu has the sums in registers.
+            let room = if m > SMALL_ROWS { matmul_parts_room(m, n) } else { 0 };
+            self.parts = Some(g.buffer("matmul.parts", DType::F32, [parts(n, k), room]));
+        }
+        self
+    }
+
+    /// [`in_parts`](Self::in_parts), as many as `sums`, `(parts, matmul_parts_room(M, N))` f32, has room for: for tests and benches.
+    pub fn with_parts(mut self, sums: &Tensor) -> Result<Self> {
+        let [parts, _] = sums.dims("matmul parts")?;
+        if parts == 0 || sums.dtype != DType::F32 {
+            return Err(Error::shape("matmul parts", "(parts, sums) f32", sums.to_string()));
+        }
+        self.parts = Some(sums.clone());
+        Ok(self)
+    }
+
+    /// Columns of a part of K: whole tiles of both kernels.
+    fn part(&self) -> usize {
+        let (k, parts) = (self.x.matrix().1, self.parts.as_ref().map_or(1, |p| p.shape[0]));
+        k.div_ceil(64).div_ceil(parts) * 64
+    }
+
     /// Fixes the kernel's tile, by number below [`MATMUL_TILES`]: for tests and benches.
     pub fn with_tile(mut self, tile: usize) -> Self {
         self.tile = Some(tile);
@@ -181,7 +252,12 @@ impl Op for Matmul {
         all
     }
     fn writes(&self) -> Vec<&Tensor> {
-        vec![&self.y]
+        std::iter::once(&self.y).chain(&self.parts).collect()
+    }
+    fn cost(&self) -> Cost {
+        let bytes = |t: &&Tensor| (t.len() * t.dtype.bytes(2)) as u64;
+        let bytes = self.reads().iter().chain([&&self.y]).map(bytes).sum(); // parts' sums need not be in memory
+        Cost { flops: self.flops(), bytes }
     }
     fn flops(&self) -> u64 {
         let twice = if matches!(self.epilogue, Epilogue::SiluMul(_)) { 2 } else { 1 };
@@ -206,27 +282,43 @@ impl Op for Matmul {
             _ => 0,
         };
         let (y, x, w, b, norm) = (&self.y, &self.x, &self.w, self.b.as_ref(), self.norm.as_ref());
-        if (w3.is_some() && b.is_some()) || (kind != 2 && y.dtype != DType::Act) {
+        let part = self.part();
+        let mixed = (w3.is_some() && b.is_some()) || (kind != 0 && self.parts.is_some());
+        if mixed || (kind != 2 && y.dtype != DType::Act) {
             return Err(Error::shape(self.kind(), "an epilogue that the kernels have", "another one"));
         }
         if m <= SMALL_ROWS && self.tile.is_none() {
-            return matmul_small::launch(&Product { m, n, k, y, x, w, w3, b, ls, norm, kind, then }, gpu);
+            return matmul_small::launch(
+                &Product { m, n, k, y, x, w, w3, b, ls, norm, kind, then, part },
+                gpu,
+            );
         }
         expect_multiple("matmul K", k, 8)?; // 16-byte copies
         let width = if w3.is_some() { 2 * n } else { n };
-        let tile = self.tile.and_then(|t| TILES.get(t)).unwrap_or_else(|| pick(m, width, gpu));
-        let [rows, cols, depth] = [m, n, k].map(|n| int("matmul extent", n));
+        let parts = k.div_ceil(part);
+        let tile = self.tile.and_then(|t| TILES.get(t)).unwrap_or_else(|| pick(m, width, parts, gpu));
+        let tiles = tile.tiles(m, width);
+        if parts > 1 && tiles > MOST_TILES {
+            let expected = format!("at most {MOST_TILES} where K has parts");
+            return Err(Error::shape("matmul tiles", expected, tiles.to_string()));
+        }
+        if let Some(sums) = &self.parts
+            && parts > 1
+        {
+            sums.expect("matmul parts", &[sums.shape[0], matmul_parts_room(m, n)])?;
+        }
+        let [rows, cols, depth, part] = [m, n, k, part].map(|n| int("matmul extent", n));
         let (rows, cols, depth) = (rows?, cols?, depth?);
         int("matmul x", m * k)?; // the kernel counts elements in 32 bits
         int("matmul w", n * k)?;
         let args = match kind {
-            0 => args![y, x, w, b, ls, rows, cols, depth, then],
+            0 => args![y, x, w, b, ls, rows, cols, depth, then, self.parts.as_ref(), part?],
             1 => args![y, x, w, w3, rows, cols, depth],
             _ => args![y, x, w, b, rows, cols, depth],
         };
         one(Launch {
             entry: tile.entries[kind],
-            grid: [blocks("matmul tiles", m.div_ceil(tile.m) * width.div_ceil(tile.n))?, 1, 1],
+            grid: [blocks("matmul tiles", tiles)?, blocks_yz("matmul parts", parts)?, 1],
             block: [tile.threads, 1, 1],
             smem: tile.smem,
             args,
@@ -254,5 +346,73 @@ impl Op for Matmul {
             }
         };
         reference::matmul(m.f32_mut(&self.y), x, m.weights(&self.w), n, b.as_deref(), then, m.precision());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::gpu::ARCHS;
+    use crate::graph::Place;
+    use crate::ops::Arg;
+
+    fn t(dtype: DType, shape: &[usize]) -> Tensor {
+        Tensor::new("t", dtype, shape, Place::State(0))
+    }
+
+    /// `w2` of the 8B model for `m` rows.
+    fn w2(m: usize) -> Matmul {
+        let act = |shape: &[usize]| t(DType::Act, shape);
+        matmul(&act(&[m, 4096]), &act(&[m, 14336]), &act(&[4096, 14336])).unwrap()
+    }
+
+    /// Every row is in a tile, and fewer rows than a low tile has are in none but where the first tile is not full.
+    #[test]
+    fn tiles_cover_the_rows() {
+        for tile in &TILES {
+            for m in 1..=4 * tile.m {
+                let [tall, low] = tile.rows(m);
+                let rows = tall * tile.m + low * tile.low;
+                assert!(rows >= m && (rows - m < tile.low || m < tile.m), "{m} rows: {tall} and {low}");
+                assert!(low * tile.low < tile.m, "{m} rows: {low} low tiles");
+            }
+        }
+    }
+
+    /// Columns of a part of K are those of the weight, whatever the rows and the GPU: they decide the bits.
+    #[test]
+    fn rows_and_gpus_change_no_part() {
+        for m in [1, 8, 16, 17, 64, 96, 256, 1025, 2048, 20000] {
+            for (_, gpu) in ARCHS {
+                let launch = w2(m).in_parts(&mut Graph::new()).launch(&gpu).unwrap().remove(0);
+                let Some(Arg::I32(part)) = launch.args.last() else { panic!("{launch:?}") };
+                assert_eq!(*part, 4800, "{m} rows");
+                assert_eq!(launch.grid[1], if m > SMALL_ROWS { 3 } else { 1 }, "{m} rows");
+            }
+        }
+        // A grid that would leave most multiprocessors idle has a block for each part.
+        let a100 = ARCHS[0].1;
+        let blocks = |op: Matmul| op.launch(&a100).unwrap()[0].grid.iter().product::<u32>();
+        assert!(blocks(w2(256)) < a100.sms && blocks(w2(256).in_parts(&mut Graph::new())) > a100.sms);
+        // Neither wide nor shallow products have parts.
+        for (n, k) in [(6144, 4096), (4096, 1024), (28672, 4096)] {
+            assert_eq!(parts(n, k), 1, "({n}, {k})");
+        }
+    }
+
+    #[test]
+    fn sums_that_do_not_fit_are_refused() {
+        let gpu = ARCHS[0].1;
+        let room = matmul_parts_room(300, 4096);
+        assert_eq!(room, 384 * 4096);
+        let e = |op: Matmul| op.launch(&gpu).unwrap_err().to_string();
+        let short = e(w2(300).with_parts(&t(DType::F32, &[3, room - 1])).unwrap());
+        assert!(short.contains("matmul parts") && short.contains("1572864"), "{short}");
+        let many = e(w2(600_000).in_parts(&mut Graph::new()));
+        assert!(many.contains("matmul tiles") && many.contains("16384"), "{many}");
+        assert!(w2(300).with_parts(&t(DType::Act, &[3, room])).is_err());
+        assert!(w2(300).with_parts(&t(DType::F32, &[room])).is_err());
+        let swiglu = Epilogue::SiluMul(t(DType::Act, &[4096, 14336]));
+        e(w2(300).in_parts(&mut Graph::new()).then(swiglu).unwrap());
     }
 }

@@ -25,12 +25,12 @@ pub(super) fn launch(p: &Product, gpu: &Gpu) -> Result<Vec<Launch>> {
     // Wide blocks read x less often; half of the multiprocessors can draw all that memory gives.
     let wide = 2 * p.n.div_ceil(ENTRIES[0].0) >= gpu.sms as usize;
     let (columns, entries) = ENTRIES[usize::from(!wide)];
-    let [m, n, k] = [p.m, p.n, p.k].map(|n| int("matmul extent", n));
+    let [m, n, k, part] = [p.m, p.n, p.k, p.part].map(|n| int("matmul extent", n));
     let (m, n, k) = (m?, n?, k?);
     let (norm, eps) = p.norm.map_or((None, 0.0), |(w, eps)| (Some(w), *eps));
     let (y, x, w, b, ls) = (p.y, p.x, p.w, p.b, p.ls);
     let args = match p.kind {
-        0 => args![y, x, w, b, ls, norm, eps, m, n, k, p.then],
+        0 => args![y, x, w, b, ls, norm, eps, m, n, k, p.then, part?],
         1 => args![y, x, w, p.w3, norm, eps, m, n, k],
         _ => args![y, x, w, b, norm, eps, m, n, k],
     };

@@ -45,7 +45,7 @@ pub use gather_rows::gather_rows;
 pub use launch::{Arg, Gpu, Launch};
 pub use layernorm::{add_layernorm, broadcast_add_layernorm, layernorm, shuffle_layernorm};
 pub use mask_head::{DESCRIPTOR, STATS, mask_head};
-pub use matmul::{Epilogue, MATMUL_TILES, Matmul, matmul};
+pub use matmul::{Epilogue, MATMUL_TILES, Matmul, matmul, matmul_parts_room};
 pub use matmul_argmax::{ARGMAX_TILES, MatmulArgmax, argmax_partials, matmul_argmax};
 pub use matmul_small::SMALL_ROWS;
 pub use next_ids::next_ids;

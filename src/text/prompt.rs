@@ -1,11 +1,13 @@
 //! The published prompts, as token ids.
 //!
 //! ```text
-//! <s><|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n      prefix: the same for every image
-//! <img><IMG_CONTEXT>...</img>                                        image: the same for all that is asked about it
-//! \n What are {e1}, {e2}in this image? ...<|im_end|>\n               a sequence: one question and its answer
+//! <s><|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n<img>      prefix: the same for every image
+//! <IMG_CONTEXT>...                                                        image: the same for all that is asked about it
+//! </img>\n What are {e1}, {e2}in this image? ...<|im_end|>\n              a sequence: one question and its answer
 //! <|im_start|>assistant\nSure,{e1}:[SEG], {e2}:[SEG].<|im_end|>\n
 //! ```
+//!
+//! `<img>` and `</img>` stand with the text around the image, so that the image has 256 rows, which fill tiles of matmuls.
 //!
 //! Text is cut at special tokens only and each stretch is tokenized as one (`"assistant\nSure,left cat:"`), as the
 //! published tokenizer does it: an expression never stands alone.
@@ -39,7 +41,7 @@ pub enum UserText {
 /// What follows an image: a question, and the answer that the model is forced to give.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sequence {
-    /// Everything after `</img>`.
+    /// Everything after the image's tokens, from `</img>` on.
     pub ids: Vec<TokenId>,
     /// Where `[SEG]` (or a forced `[REJ]`) stands in `ids`, in the order of the expressions; the mask is read at the position before.
     /// [`UserText::Parsed`] also lists those that the expressions smuggled in.
@@ -86,21 +88,22 @@ impl<'a> Prompts<'a> {
             Text("\n"),
             Token(special.im_start),
             Text("user\n"),
+            Token(special.img),
         ])?;
         Ok(prompts)
     }
 
-    /// Everything before the image: `<s><|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n`.
+    /// Everything before the image's tokens: `<s><|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n<img>`.
     pub fn prefix(&self) -> Vec<TokenId> {
         self.prefix.clone()
     }
 
-    /// One image of one tile: `<img>`, `image_tokens` times `<IMG_CONTEXT>`, `</img>`.
+    /// One image of one tile: `image_tokens` times `<IMG_CONTEXT>`.
     pub fn image(&self) -> Vec<TokenId> {
-        self.tiles(1)
+        vec![self.tokenizer.special().img_context; self.image_tokens]
     }
 
-    /// One image of several tiles.
+    /// One image of several tiles in a chat: `<img>`, `tiles` times [`Prompts::image`], `</img>`.
     fn tiles(&self, tiles: usize) -> Vec<TokenId> {
         let special = self.tokenizer.special();
         let mut ids = vec![special.img];
@@ -234,7 +237,7 @@ impl<'a> Prompts<'a> {
                 parts.extend([Text(answer), Token(special.im_end), Text("\n")]);
             }
         }
-        // "user\n" closes the prefix and is one stretch with a question that opens with text.
+        // "user\n" closes the prefix (before `<img>`) and is one stretch with a question that opens with text.
         let head = &self.prefix[..=self.prefix.iter().rposition(|&id| id == special.im_start).unwrap_or(0)];
         parts.insert(0, Text("user\n"));
         let mut ids = head.to_vec();
@@ -283,6 +286,7 @@ impl<'a> Prompts<'a> {
             ));
         }
         let mut parts = vec![
+            Token(special.img_end),
             Text(question),
             Token(special.im_end),
             Text("\n"),

@@ -5,4 +5,5 @@ pub mod chat;
 pub mod demo;
 pub mod golden;
 pub mod gpu;
+pub mod hollow;
 pub mod pieces;

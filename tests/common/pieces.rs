@@ -1,5 +1,5 @@
 //! The real-width pieces of the 8B model, one layer each, with the golden weights and inputs (tests/data/golden/layer8b.safetensors):
-//! each a plan of its own on the CPU device.
+//! each a plan of its own.
 
 use mllmseg::checkpoint::{Checkpoint, synth};
 use mllmseg::device::{self, Choice, Device};
@@ -185,6 +185,8 @@ impl Pieces {
             (f_llm, input("dec.img_llm", 256 * 4096, 1.7)),
             (t_q, input("dec.text_src", q * 4096, 1.7)),
         ];
-        self.piece(g, states, inputs, precision)
+        let mut piece = self.piece(g, states, inputs, precision);
+        piece.device.write_i32(&image_of, &vec![0; q]).unwrap();
+        piece
     }
 }

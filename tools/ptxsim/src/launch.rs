@@ -84,7 +84,7 @@ pub struct Options {
     pub counters: bool,
     /// Worker threads; 0 means one for each core.
     pub threads: usize,
-    /// Seed of the order in which warps run.
+    /// Seed of the order in which warps run, and blocks; 0: blocks in theirs.
     pub seed: u64,
     /// Findings kept in full; all are counted.
     pub max_reports: usize,
@@ -538,9 +538,21 @@ fn work(s: &Shared) -> Part {
     }
 }
 
-/// Makes the blocks of cluster `index`.
-fn start(s: &Shared, r: &mut Resident, index: u64, track: bool) {
+/// The cluster that starts as the `i`-th of `n`: each one once.
+fn cluster_at(i: u64, n: u64, seed: u64) -> u64 {
+    // Primes: a step of so many reaches all clusters unless their number is a multiple.
+    const STEPS: [u64; 4] = [2_147_483_647, 2_147_483_629, 2_147_483_587, 2_147_483_579];
+    let step = STEPS[(seed % 4) as usize];
+    if seed == 0 || n.is_multiple_of(step) {
+        return i;
+    }
+    ((u128::from(i) * u128::from(step) + u128::from(seed)) % u128::from(n)) as u64
+}
+
+/// Makes the blocks of the `i`-th cluster.
+fn start(s: &Shared, r: &mut Resident, i: u64, track: bool) {
     let (c, g) = (s.config.cluster, s.config.grid);
+    let index = cluster_at(i, s.clusters, s.options.seed);
     let n: u32 = c.iter().product();
     while r.blocks.len() < n as usize {
         r.blocks.push(Block::new());
