@@ -221,7 +221,9 @@ fn a_worker_that_hangs_is_ended() {
     // Another device makes it good; also where one never is ready, or does not end with its input.
     let never = "exec sleep 600";
     let stays = format!("{}; exec sleep 600", works.replace("exec ", ""));
-    for scripts in [&[&hangs[..], &works][..], &[never, &works], &[&stays]] {
+    // One that is slow says that it works.
+    let slow = works.replace("exec ", "for i in 1 2 3 4; do sleep 1; echo '{\"steps\":'$i'}'; done; exec ");
+    for scripts in [&[&hangs[..], &works][..], &[never, &works], &[&stays], &[&slow]] {
         assert_eq!(
             through(scripts).unwrap().lines().collect::<Vec<_>>(),
             (0..6).map(record).collect::<Vec<_>>()

@@ -517,7 +517,7 @@ fn segment(
         let answer = answer.map(Said::Mask).map_err(|e| Failure::from(&e));
         let hold = answers.acquire(bytes, &shared.abort);
         let _ = to.send(Piece { job: Arc::clone(&jobs[picture]), text, answer, _hold: hold });
-        shared.stats.answers.fetch_add(1, Relaxed);
+        shared.stats.steps.fetch_add(1, Relaxed);
         waited += wait.elapsed();
     };
     let ran = engine.segment_each(&mut pictures, false, &mut hand_on);
@@ -561,14 +561,14 @@ fn answer(
             });
         }
     }
-    let replies = shared.stats.stages[2].time(|| chat.answer(items));
+    let mut step = || _ = shared.stats.steps.fetch_add(1, Relaxed);
+    let replies = shared.stats.stages[2].time(|| chat.answer_with(items, &mut step));
     for ((job, text), reply) in places.into_iter().zip(replies) {
         if let Err(e @ Error::Device { .. }) = reply {
             return Err(e);
         }
         let answer = reply.map(Said::Text).map_err(|e| Failure::from(&e));
         let _ = to.send(Piece { job: Arc::clone(job), text, answer, _hold: None });
-        shared.stats.answers.fetch_add(1, Relaxed);
     }
     Ok(())
 }

@@ -44,8 +44,8 @@ pub struct Stats {
     pub(super) items: AtomicU64,
     pub(super) failed: AtomicU64,
     pub(super) expressions: AtomicU64,
-    /// Answers that devices gave, also to items that have not ended.
-    pub(super) answers: AtomicU64,
+    /// Masks that devices gave, and steps towards answers in words.
+    pub(super) steps: AtomicU64,
 }
 
 /// A stage in a [`Summary`].
@@ -91,9 +91,10 @@ impl Stats {
         self.stages[2].busy_ns.load(Relaxed) as f64 * 1e-9
     }
 
-    /// Answers that the devices gave so far, also to items that have not ended.
-    pub fn answers(&self) -> u64 {
-        self.answers.load(Relaxed)
+    /// Masks that the devices gave so far, and steps that they made towards answers in words: it grows while they work, whether or not an item
+    /// ends.
+    pub fn steps(&self) -> u64 {
+        self.steps.load(Relaxed)
     }
 
     /// The numbers now.

@@ -46,11 +46,11 @@ pub struct Ready {
     pub ready: String,
 }
 
-/// The line that a worker writes now and then if it has given more answers, where it is asked to: it works, whether or not an item ended.
+/// The line that a worker writes now and then while it works, whether or not an item ended, where it is asked to.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Alive {
-    /// How many answers it gave so far.
-    pub answers: u64,
+    /// Grows with every mask, and with every step towards an answer in words.
+    pub steps: u64,
 }
 
 /// The line that a worker writes after an item's records.

@@ -234,6 +234,11 @@ impl Chat {
 
     /// Answers independent questions side by side, in their order; one that fails does not touch the others.
     pub fn answer(&mut self, items: Vec<Item>) -> Vec<Result<Reply>> {
+        self.answer_with(items, &mut || ())
+    }
+
+    /// [`answer`](Self::answer) that calls `step` after every step of the model.
+    pub fn answer_with(&mut self, items: Vec<Item>, step: &mut dyn FnMut()) -> Vec<Result<Reply>> {
         let mut replies: HashMap<Id, Result<Reply>> = HashMap::new();
         let ids: Vec<Result<Id>> = items
             .into_iter()
@@ -248,7 +253,9 @@ impl Chat {
         let expected = ids.iter().flatten().count();
         let mut broken = String::new();
         while replies.len() < expected {
-            match self.generator.step() {
+            let stepped = self.generator.step();
+            step();
+            match stepped {
                 Ok(events) => replies.extend(events.into_iter().filter_map(|e| match e {
                     Event::Done(id, mut reply) => {
                         reply.text = self.tokenizer.decode(&reply.tokens, true);

@@ -82,8 +82,8 @@ pub struct Devices {
     /// Where to run: cpu, cuda:N or sim; several, as cuda:0,cuda:1. All but a single cpu get a process each
     #[arg(long, default_value = "cpu", value_delimiter = ',')]
     device: Vec<Choice>,
-    /// End a device's process that has given no answer for S seconds, and try its items once more on another (0: wait forever). Opening the
-    /// model and its first pictures take part of it
+    /// End a device's process that gave no mask and no word of an answer for S seconds, and try its items once more on another (0: wait
+    /// forever). Opening the model takes part of it, and so do the first eight pictures
     #[arg(long, value_name = "S", default_value_t = 1800)]
     item_timeout: u64,
     #[command(flatten)]

@@ -33,7 +33,7 @@ pub struct Args {
     /// Folder for masks and overlays
     #[arg(long, value_name = "DIR", default_value = "out")]
     out: PathBuf,
-    /// Also say {"answers": N} while answers come, once a second
+    /// Also say {"steps": N} once a second while it works: masks, and steps towards answers in words, so far
     #[arg(long)]
     alive: bool,
     /// Be ready for questions first: what expressions need is opened when the first one comes, instead of the other way round
@@ -59,7 +59,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let (disk, stats, stop) = (Disk::default(), Arc::new(Stats::default()), AtomicBool::new(false));
     if args.alive {
         let stats = Arc::clone(&stats);
-        std::thread::spawn(move || tell_answers(&stats)); // ends with the process
+        std::thread::spawn(move || tell_steps(&stats)); // ends with the process
     }
     // Whoever writes to us may wait for an answer, and we for the next line: a device that fails must end us all the same.
     let (send, lines) = bounded(1);
@@ -100,16 +100,16 @@ pub fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says once a second how many answers there are, if there are more.
-fn tell_answers(stats: &Stats) {
+/// Says once a second how many steps were made, if there are more.
+fn tell_steps(stats: &Stats) {
     let mut said = 0;
     loop {
         std::thread::sleep(Duration::from_secs(1));
-        let answers = stats.answers();
-        if answers > said && say(&line(&Alive { answers })).is_err() {
+        let steps = stats.steps();
+        if steps > said && say(&line(&Alive { steps })).is_err() {
             return; // nobody reads
         }
-        said = answers;
+        said = steps;
     }
 }
 
