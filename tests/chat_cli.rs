@@ -20,7 +20,7 @@ fn lines(o: &Output) -> Vec<Value> {
 }
 
 /// The program with lines on stdin.
-fn piped(args: &[&str], stdin: &str) -> Output {
+fn piped(args: &[&str], stdin: impl AsRef<[u8]>) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_mllmseg"))
         .args(args)
         .stdin(Stdio::piped())
@@ -28,7 +28,7 @@ fn piped(args: &[&str], stdin: &str) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+    child.stdin.take().unwrap().write_all(stdin.as_ref()).unwrap();
     child.wait_with_output().unwrap()
 }
 
@@ -90,6 +90,27 @@ fn a_conversation_by_lines() {
     let turns = transcript["turns"].as_array().unwrap();
     assert_eq!((turns.len(), turns[2]["images"].as_array().unwrap().len()), (3, 1));
     assert_eq!(turns[1]["answer"], answers[1]["answer"]);
+}
+
+/// A line that cannot be asked fails alone, in its own words.
+#[test]
+fn lines_that_are_no_questions() {
+    let bad = b"\xff\xfe\n/image\n/save  \n<image>?\n/image /nowhere.png\nWhat?".to_vec();
+    let o = piped(&["chat", "--model", &model(), "--json", "--cache-tokens", "1024"], bad);
+    assert_eq!(o.status.code(), Some(1), "{o:?}");
+    let found = lines(&o);
+    let says = [
+        "text in UTF-8",
+        "/image: expected a file",
+        "/save: expected a file",
+        "no `<image>`",
+        "/nowhere.png",
+    ];
+    for (line, says) in found.iter().zip(says) {
+        assert!(line["error"].as_str().unwrap().contains(says), "{says}: {line}");
+    }
+    assert!(found.len() == 6 && found[5]["answer"].is_string(), "{o:?}");
+    assert_eq!(text(&o.stderr).lines().count(), 5, "{o:?}");
 }
 
 #[test]

@@ -180,6 +180,11 @@ fn steps_that_are_queued_ahead_change_nothing() {
         }
         alone.push(reply);
     }
+    // The last token's logits again, as those of a prompt.
+    let before = [text(3), alone[3].tokens[..4].to_vec()].concat();
+    let prompt = g.prompt(&before, 2039, &[]).unwrap();
+    let recomputed = finish(&mut g, prompt, Generation { max_new_tokens: 1, ..generation(3, None) });
+    assert!(recomputed.cached_tokens == 0 && recomputed.logits[0] == alone[3].logits[4]);
     // All together, the last one joining late, and the third ended by a stop token that nobody foresees.
     let stop = alone[2].tokens[4];
     let submit = |g: &mut Generator, i: usize| {

@@ -25,6 +25,7 @@ pub mod coordinates;
 mod generator;
 mod lookup;
 mod pages;
+mod request;
 mod runner;
 
 use crate::checkpoint::{Checkpoint, config::Config};
@@ -33,9 +34,10 @@ use crate::image::{Rgb, tiles};
 use crate::reference::Precision;
 use crate::text::{Prompts, TokenId, Tokenizer, UserText};
 use crate::{Error, Result};
-use generator::History;
-pub use generator::{Event, Finish, Generation, Generator, Id, Picture, Prompt, Reply, Sampling, Timings};
+pub use generator::Generator;
 pub use pages::Cell;
+use request::History;
+pub use request::{Event, Finish, Generation, Id, Picture, Prompt, Reply, Sampling, Timings};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -319,7 +321,10 @@ pub(crate) fn place_pictures(question: &str, pictures: usize) -> Result<String> 
         (m, n) if m == n => Ok(question.into()),
         (m, n) => Err(Error::Text {
             what: "question".into(),
-            expected: format!("{n} times `<image>`, one a picture, or none"),
+            expected: match n {
+                0 => "no `<image>`, as there is no new picture".into(),
+                n => format!("{n} times `<image>`, one a picture, or none"),
+            },
             found: m.to_string(),
         }),
     }

@@ -1,7 +1,7 @@
 //! Rows in, tokens out: the plans of the model, the buffers that they read, and what stands in those already.
 
 use super::Options;
-use super::generator::Sampling;
+use super::request::Sampling;
 use crate::checkpoint::Checkpoint;
 use crate::device::{self, Device, Fetch};
 use crate::image::{Rgb, normalize};

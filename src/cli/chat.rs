@@ -1,13 +1,14 @@
 //! `mllmseg chat`: questions about pictures, once or in conversation.
 
 use super::{On, report};
-use mllmseg::chat::{Chat, Conversation, Generation, Picture, Reply, Sampling};
+use mllmseg::chat::{Chat, Conversation, Finish, Generation, Picture, Reply, Sampling};
 use mllmseg::image::{Limits, read, write_file};
 use mllmseg::{Error, Result};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use serde_json::{Value, json};
-use std::io::{BufRead, IsTerminal, Write};
+use std::borrow::Cow;
+use std::io::{BufRead, ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// written as it is produced; Ctrl-C ends the answer, not the conversation. Each turn computes only what is new. Answers are greedy unless
 /// one of --sample, --temperature, --top-p and --top-k is given.
 ///
-/// In conversation: /image FILE shows one more picture with the next question, /reset forgets all that was said, /save FILE writes it as
+/// In conversation: /image FILE shows one more picture with the next question, /reset forgets all that was said and shown, /save FILE writes it as
 /// JSON, /help lists these, /quit ends.
 ///
 /// Example: mllmseg chat --model DIR --image cats.jpg "How many cats are there?"
@@ -171,7 +172,7 @@ impl<'a> Session<'a> {
         let mut editor = DefaultEditor::new().map_err(failed)?;
         eprintln!("A question a line; /help for more, Ctrl-D ends.");
         for (path, picture) in &self.next {
-            eprintln!("{}: {} tiles", path.display(), picture.tiles());
+            eprintln!("{}: {}", path.display(), counted(picture.tiles(), "tile"));
         }
         loop {
             match editor.readline("> ") {
@@ -186,6 +187,9 @@ impl<'a> Session<'a> {
                 }
                 Err(ReadlineError::Interrupted) => eprintln!("Ctrl-D or /quit ends."),
                 Err(ReadlineError::Eof) => break,
+                Err(ReadlineError::Io(e)) if e.kind() == ErrorKind::InvalidData => {
+                    report(&not_text("other bytes".into()));
+                }
                 Err(e) => return Err(failed(e)),
             }
         }
@@ -195,15 +199,20 @@ impl<'a> Session<'a> {
     /// Questions from a file or a pipe; one that fails does not end the others.
     fn answer_lines(&mut self) -> Result<ExitCode> {
         let mut code = ExitCode::SUCCESS;
-        for line in std::io::stdin().lock().lines() {
+        for line in std::io::stdin().lock().split(b'\n') {
             let line = line.map_err(Error::io(Path::new("stdin"), "read"))?;
-            match self.turn(line.trim()) {
+            let text = String::from_utf8_lossy(&line);
+            let turn = match text {
+                Cow::Borrowed(text) => self.turn(text.trim()),
+                Cow::Owned(_) => Err(not_text(format!("{text:?}"))),
+            };
+            match turn {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(e) => {
                     report(&e);
                     if self.args.json {
-                        println!("{}", json!({"question": line.trim(), "error": e.to_string()}));
+                        println!("{}", json!({"question": text.trim(), "error": e.to_string()}));
                     }
                     code = ExitCode::FAILURE;
                 }
@@ -218,25 +227,29 @@ impl<'a> Session<'a> {
         let file = Path::new(rest.trim());
         match command {
             "" => {}
+            "/image" | "/save" if rest.trim().is_empty() => {
+                return Err(Error::usage(command, "a file behind it", "none"));
+            }
             "/image" => {
                 let tiles = self.show(file)?;
-                eprintln!("{}: {tiles} tiles", file.display());
+                eprintln!("{}: {}", file.display(), counted(tiles, "tile"));
             }
             "/reset" => {
                 self.conversation = self.chat.conversation(self.args.system.clone());
                 self.shown.clear();
                 self.next.clear();
+                eprintln!("Nothing has been said, and no picture shown.");
             }
             "/save" => {
                 write_file(
                     file,
                     serde_json::to_string_pretty(&self.transcript()).unwrap_or_default().as_bytes(),
                 )?;
-                eprintln!("{}: {} turns", file.display(), self.shown.len());
+                eprintln!("{}: {}", file.display(), counted(self.shown.len(), "turn"));
             }
             "/help" => eprintln!(
                 "/image FILE   one more picture, with the next question\n\
-                 /reset        forget all that was said\n\
+                 /reset        forget all that was said and shown\n\
                  /save FILE    write the conversation as JSON\n\
                  /quit         end"
             ),
@@ -265,14 +278,29 @@ impl<'a> Session<'a> {
     }
 }
 
-/// What an answer cost, for a person.
+/// `2 tiles`
+fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+fn not_text(found: String) -> Error {
+    Error::usage("question", "text in UTF-8", found)
+}
+
+/// What an answer cost and why it ended before its end, for a person.
 fn summary(r: &Reply) -> String {
     let speed = r.tokens_per_second().map_or(String::new(), |s| format!(", then {s:.1} tokens/s"));
     let per_step = r.tokens.len().saturating_sub(1) as f64 / r.steps.max(1) as f64;
     let guessed = if r.accepted > 0 { format!(", {per_step:.1} a step") } else { String::new() };
+    let cut = match r.finish {
+        Finish::Stop => "",
+        Finish::Cancelled => "; ended by Ctrl-C",
+        Finish::Length => "; cut off by --max-new-tokens",
+        Finish::CacheFull => "; cut off, as the cache is full (/reset, --cache-tokens)",
+    };
     format!(
-        "[{} tokens behind {} ({} kept), the first after {:.2} s{speed}{guessed}]",
-        r.tokens.len(),
+        "[{} behind {} ({} kept), the first after {:.2} s{speed}{guessed}{cut}]",
+        counted(r.tokens.len(), "token"),
         r.prompt_tokens,
         r.cached_tokens,
         r.timings.first_token_ms / 1e3

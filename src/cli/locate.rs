@@ -85,7 +85,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     };
     make_dir(&args.out)?;
     let mut code = ExitCode::SUCCESS;
-    for (k, (expr, found)) in args.expr.iter().zip(&found).enumerate() {
+    for (k, (expr, found)) in args.expr.iter().zip(found).enumerate() {
         if let Err(e) = tell(&args, &picture, k, expr, found, by) {
             report(&e);
             code = ExitCode::FAILURE;
@@ -131,21 +131,22 @@ fn by_mask(args: &Args, mut engine: Engine, picture: &Rgb) -> Result<Vec<Found>>
 }
 
 /// Prints one expression's places and draws them.
-fn tell(args: &Args, picture: &Rgb, k: usize, expr: &str, found: &Found, by: By) -> Result<()> {
+fn tell(args: &Args, picture: &Rgb, k: usize, expr: &str, found: Found, by: By) -> Result<()> {
     let (w, h) = (picture.width, picture.height);
     let by = if by == By::Text { "text" } else { "mask" };
     let mut line = json!({"image": args.image, "expr": expr, "by": by, "answer": found.answer});
-    let pixels = match &found.places {
+    let pixels = match found.places {
         Ok(pixels) => pixels,
         Err(e) => {
             line["error"] = e.to_string().into();
             if args.json {
                 println!("{line}");
             }
-            return Err(Error::Text {
-                what: format!("expression {expr:?}"),
-                expected: "places".into(),
-                found: e.to_string(),
+            return Err(match e {
+                Error::Text { expected, found, .. } => {
+                    Error::Text { what: format!("answer about {expr:?}"), expected, found }
+                }
+                other => other,
             });
         }
     };

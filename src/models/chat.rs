@@ -14,7 +14,7 @@ use super::llm::{Choice, Context, Llm, PagedRows, Read, choose_token, llm_in};
 use super::mllmseg::{States, look};
 use super::projector::Projector;
 use super::vit::Vit;
-use super::{Binder, Bound};
+use super::{Binder, Bound, bind_parts};
 use crate::Result;
 use crate::checkpoint::{Checkpoint, config::Config};
 use crate::graph::{DType, Graph, Tensor};
@@ -50,12 +50,8 @@ impl Model {
     pub fn bind(checkpoint: &Arc<Checkpoint>) -> Result<(Self, Bound)> {
         let config = checkpoint.config.clone();
         let mut b = Binder::new(checkpoint);
-        let model = Self {
-            vit: Vit::bind(&mut b, &config.vision_config, config.patches())?,
-            projector: Projector::bind(&b, &config)?,
-            llm: Llm::bind(&mut b, &config.llm_config)?,
-            config,
-        };
+        let (vit, projector, llm) = bind_parts(&mut b, &config)?;
+        let model = Self { config, vit, projector, llm };
         Ok((model, b.finish(Arc::clone(checkpoint))))
     }
 

@@ -15,7 +15,7 @@ use super::llm::{Llm, Read, Rows, best_token, llm, next_token};
 use super::mask_decoder::{self, MaskDecoder};
 use super::projector::{Projector, projector};
 use super::vit::{self, Vit};
-use super::{Binder, Bound};
+use super::{Binder, Bound, bind_parts};
 use crate::Result;
 use crate::checkpoint::{Checkpoint, config::Config};
 use crate::device::Device;
@@ -88,13 +88,9 @@ impl Model {
     pub fn bind(checkpoint: &Arc<Checkpoint>) -> Result<(Self, Bound)> {
         let config = checkpoint.config.clone();
         let mut b = Binder::new(checkpoint);
-        let model = Self {
-            vit: Vit::bind(&mut b, &config.vision_config, config.patches())?,
-            projector: Projector::bind(&b, &config)?,
-            llm: Llm::bind(&mut b, &config.llm_config)?,
-            decoder: MaskDecoder::bind(&mut b, &config)?,
-            config,
-        };
+        let (vit, projector, llm) = bind_parts(&mut b, &config)?;
+        let decoder = MaskDecoder::bind(&mut b, &config)?;
+        let model = Self { config, vit, projector, llm, decoder };
         Ok((model, b.finish(Arc::clone(checkpoint))))
     }
 

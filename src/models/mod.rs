@@ -7,10 +7,23 @@ pub mod mllmseg;
 pub mod projector;
 pub mod vit;
 
-use crate::checkpoint::Checkpoint;
+use crate::Result;
+use crate::checkpoint::{Checkpoint, config::Config};
 use crate::graph::{DType, Place, Tensor};
 use half::bf16;
+use llm::Llm;
+use projector::Projector;
 use std::sync::Arc;
+use vit::Vit;
+
+/// Binds the parts that every checkpoint has: vision tower, projector, language model.
+fn bind_parts(b: &mut Binder, config: &Config) -> Result<(Vit, Projector, Llm)> {
+    Ok((
+        Vit::bind(b, &config.vision_config, config.patches())?,
+        Projector::bind(b, config)?,
+        Llm::bind(b, &config.llm_config)?,
+    ))
+}
 
 /// A checkpoint's weights and what was computed from them at load: all that a device needs to know of them.
 #[derive(Clone, Default)]
