@@ -8,6 +8,7 @@ use mllmseg::batch::{coco, dry_run, manifest, parquet, report, run_batch};
 use mllmseg::chat::Sampling;
 use mllmseg::device::Choice;
 use mllmseg::{Error, Options, Result};
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -102,7 +103,7 @@ impl Devices {
         &'a self,
         model: &'a str,
         cache_tokens: usize,
-        args: Vec<String>,
+        args: Vec<OsString>,
         first: &Ask,
     ) -> Result<batch::Compute<'a>> {
         if self.device == [Choice::Cpu] {
@@ -118,7 +119,7 @@ impl Devices {
             command.extend(["worker", "--stdio", "--alive", "--model", model].map(Into::into));
             command.push(format!("--device={device}").into());
             command.extend((*first == Ask::Questions).then(|| "--questions-first".into()));
-            command.extend(args.iter().cloned().chain(self.how.args()).map(Into::into));
+            command.extend(args.iter().cloned().chain(self.how.args().into_iter().map(Into::into)));
             Worker { device: device.to_string(), command }
         };
         Ok(batch::Compute::Workers(self.device.iter().map(worker).collect()))
@@ -322,9 +323,8 @@ pub fn run(mut args: Args) -> Result<ExitCode> {
     let first = items.peek().and_then(|item| Some(item.as_ref().ok()?.ask.clone())).unwrap_or_default();
     let input = manifest::Input { items: Box::new(items), ..input };
     let compute = || {
-        let mut worker = args.each.args();
-        worker.extend(args.questions.args());
-        worker.push(format!("--out={}", out.display()));
+        let mut worker: Vec<OsString> = vec!["--out".into(), out.clone().into()];
+        worker.extend(args.each.args().into_iter().chain(args.questions.args()).map(Into::into));
         args.devices.compute(&args.model, args.questions.cache_tokens(), worker, &first)
     };
     let (disk, stats) = (Disk::default(), Stats::default());
