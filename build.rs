@@ -132,6 +132,8 @@ fn build(nvcc: &Path, out: &Path) -> Result<String, String> {
         files.push((source, place(source, &ptx, "ptx")?, fat));
     }
     compile(nvcc, jobs)?;
+    // For tests/sass.rs.
+    println!("cargo:rustc-env=MLLMSEG_CUOBJDUMP={}", nvcc.with_file_name("cuobjdump").display());
 
     let ptxas =
         version(nvcc)?.lines().find_map(|l| Some(l.split_once(", V")?.1.to_string())).unwrap_or_default();

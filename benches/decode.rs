@@ -1,5 +1,7 @@
-//! Decoding on the CPU at the real widths of the 2B and 8B models, synthetic weights, few layers and the whole vocabulary: tokens a second, and the
-//! share of the memory's bandwidth that the weights stream with. The bandwidth is that of a plain sum over the same mapped weights, in the same run.
+//! Decoding on the CPU at the real widths of the 2B and 8B models, synthetic weights, few layers and the whole vocabulary: a step's time, and the
+//! share of the memory's bandwidth that the weights stream with. The bandwidth is that of a plain sum over the same mapped weights by all
+//! threads. Sums and steps take turns, and a step is compared with the sums before and after it: on a machine shared with others the
+//! bandwidth may halve from one second to the next. Medians.
 //!
 //!     cargo bench --bench decode [-- DIR]
 //!
@@ -21,7 +23,7 @@ const LAYERS: [(&str, &str, usize); 2] = [
     ("2b", include_str!("../src/checkpoint/presets/2b.json"), 4),
 ];
 const PROMPT: usize = 64;
-const STEPS: usize = 12;
+const STEPS: usize = 20;
 
 fn main() {
     let kept = std::env::args().skip(1).find(|a| !a.starts_with('-')).map(PathBuf::from);
@@ -49,15 +51,15 @@ fn main() {
             if has_bf16() { vec![Precision::F32, Precision::Bf16] } else { vec![Precision::F32] };
         for precision in precisions {
             for sequences in [1, 4, 8] {
-                let before = bandwidth(&weights, bytes);
-                let step = step_seconds(&checkpoint, precision, sequences);
-                let after = bandwidth(&weights, bytes);
-                let (gbps, peak) = (bytes as f64 / step / 1e9, before.max(after));
+                let turns = turns(&checkpoint, precision, sequences, &weights);
+                let of = |f: fn(&Turn) -> f64| median(turns.iter().map(f).collect());
+                let (step, gbps) = (of(|t| t.step), |seconds: f64| bytes as f64 / seconds / 1e9);
                 let line = json!({
                     "model": name, "layers": layers, "precision": format!("{precision:?}").to_lowercase(),
                     "sequences": sequences, "weights_mb": bytes as f64 / 1e6, "step_ms": step * 1e3,
-                    "weights_gbps": gbps, "memory_gbps": peak, "share": gbps / peak,
-                    "threads": rayon::current_num_threads(),
+                    "weights_gbps": gbps(step), "memory_gbps": gbps(of(|t| t.sum)),
+                    "memory_best_gbps": gbps(turns.iter().map(|t| t.sum).fold(f64::INFINITY, f64::min)),
+                    "share": of(|t| t.sum / t.step), "threads": rayon::current_num_threads(),
                 });
                 println!("{line}");
             }
@@ -81,30 +83,40 @@ fn checkpoint(dir: &Path, preset: &str, layers: usize) -> Checkpoint {
     Checkpoint::open_dir(dir).expect("a checkpoint")
 }
 
-/// GB/s of adding up all the words, the best of five.
-fn bandwidth(weights: &[&[half::bf16]], bytes: usize) -> f64 {
+/// Seconds of adding up all the words.
+fn sum_seconds(weights: &[&[half::bf16]]) -> f64 {
     let sum = |words: &[u64]| -> u64 {
         let (chunks, _) = words.as_chunks::<32>();
         let mut sums = [0u64; 32];
         chunks.iter().for_each(|c| (0..32).for_each(|i| sums[i] = sums[i].wrapping_add(c[i])));
         sums.iter().fold(0, |a, b| a ^ b)
     };
-    let time = || {
-        let start = Instant::now();
-        let total = weights
-            .iter()
-            .map(|w| {
-                bytemuck::cast_slice::<_, u64>(w).par_chunks(1 << 16).map(sum).reduce(|| 0, |a, b| a ^ b)
-            })
-            .fold(0, |a, b| a ^ b);
-        std::hint::black_box(total);
-        start.elapsed().as_secs_f64()
-    };
-    bytes as f64 / (0..5).map(|_| time()).fold(f64::INFINITY, f64::min) / 1e9
+    let start = Instant::now();
+    for w in weights {
+        let words = bytemuck::cast_slice::<_, u64>(w);
+        std::hint::black_box(words.par_chunks(1 << 16).map(sum).reduce(|| 0, |a, b| a ^ b));
+    }
+    start.elapsed().as_secs_f64()
 }
 
-/// Seconds of one step of `sequences` sequences: the median.
-fn step_seconds(checkpoint: &Arc<Checkpoint>, precision: Precision, sequences: usize) -> f64 {
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Seconds of a step, and of a sum: the mean of those before and after it.
+struct Turn {
+    step: f64,
+    sum: f64,
+}
+
+/// Steps of `sequences` sequences, and sums between them.
+fn turns(
+    checkpoint: &Arc<Checkpoint>,
+    precision: Precision,
+    sequences: usize,
+    weights: &[&[half::bf16]],
+) -> Vec<Turn> {
     let options = Options { precision, cache_tokens: 2048, ..Options::default() };
     let mut g =
         Generator::new(Arc::clone(checkpoint), &options, Vec::new(), &mut |_, _| ()).expect("a model");
@@ -115,20 +127,22 @@ fn step_seconds(checkpoint: &Arc<Checkpoint>, precision: Precision, sequences: u
         let prompt = g.prompt(&ids, u32::MAX, &[]).expect("a prompt");
         g.submit(prompt, generation.clone()).expect("a place");
     }
-    let mut times = Vec::new();
+    let mut turns = Vec::new();
+    let mut before = sum_seconds(weights);
     loop {
         let start = Instant::now();
         let events = g.step().expect("a step");
-        let time = start.elapsed().as_secs_f64();
+        let step = start.elapsed().as_secs_f64();
+        let after = sum_seconds(weights);
         let tokens = events.iter().filter(|e| matches!(e, Event::Tokens(..))).count();
         if events.iter().any(|e| matches!(e, Event::Done(..))) {
             break;
         }
         if tokens == sequences {
-            times.push(time);
+            turns.push(Turn { step, sum: (before + after) / 2.0 });
         }
+        before = after;
     }
-    times.remove(0); // in it the last prompt was computed
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+    turns.remove(0); // in it the last prompt was computed
+    turns
 }

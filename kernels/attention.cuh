@@ -3,11 +3,11 @@
 // A block of four warps holds kRows queries, 16*kFragM a warp. Keys and values come kKeys at a time, each through one slot of shared memory
 // that cp.async fills while the other is used. Queries stay in registers where they fit (HD 64), else in shared memory.
 //
-// A row's weights are 2^(score*kScale - scale), where `scale` makes the largest weight of its first block 2^-8. A later score may outgrow that:
-// while every weight stays below one nothing else changes, as floats keep their relative precision; else the row is rescaled, so that its
-// largest weight is 2^-8 again. That no exponent has reached zero is seen in the AND of their signs, three operands an instruction, so that
-// a block of keys without a rescale costs an FFMA, an ex2, a sum and half an AND a score, and no maximum. Sums are f32; weights are
-// rounded to bf16 for the product with v. A row's bits depend on its own keys and their blocks alone.
+// A row's weights are 2^(score*kScale - scale), where `scale` makes the largest weight of its first block 2^-64. A later score may outgrow that:
+// while every weight stays below one nothing else changes, as floats keep their relative precision (zero are those below 2^-62 of the
+// largest); else the row is rescaled, so that its largest weight is 2^-64 again. That no exponent has reached zero is seen in the AND of
+// their signs, three operands an instruction: a block of keys without a rescale costs an FFMA, an ex2, a sum and half an AND a score,
+// and no maximum. Sums are f32; weights are rounded to bf16 for the product with v. A row's bits depend on its own keys and their blocks alone.
 //
 // Blocks that every query sees whole take the path without a mask; with one, groups of 16 keys that no row of the warp sees are passed over.
 //
@@ -33,7 +33,7 @@ struct Flash {
     static constexpr bool kHeld = HD == 64;                          // whether registers hold the queries
     static_assert(HD == 64 || HD == 128, "the scale is that of these head sizes");
     static constexpr float kScale = (HD == 64 ? 0.125f : 0.08838835f) * 1.44269504f;  // log2(e) / sqrt(HD)
-    static constexpr float kRoom = 8.f;  // powers of two by which a row's scores may grow before it is rescaled
+    static constexpr float kRoom = 64.f;  // powers of two by which a row's scores may grow before it is rescaled
 
     float o[kFragM][HD / 8][4];
     float scale[kFragM][2], sum[kFragM][2];  // of rows lane/4 and lane/4 + 8; the scale's exponent

@@ -1,16 +1,18 @@
-// 3x3 convolution with folded BatchNorm and ReLU, as an implicit matrix product.
+// 3x3 convolution with folded BatchNorm and ReLU, as an implicit matrix product, whose channels are the P x P pixels of a cell.
 //
-//   y[q, r*G + s, o] = relu(b[o] + sum_{u,v,d} w[o,u,v,d] * x[q, (r+u-1)*G + (s+v-1), d]), zero outside the map
+//   y[q, P*r + u, P*s + v] = relu(b[o] + sum_{i,j,d} w[o,i,j,d] * x[q, (r+i-1)*G + (s+j-1), d]), o = P*u + v, zero outside the map
 //
-//   y  (Q*G*G, O)     bf16
-//   x  (Q*G*G, D)     bf16
-//   w  (O, 3, 3, D)   bf16, the BatchNorm folded in at load
-//   b  (O)            f32, likewise
+//   y  (Q, G*P, G*P)      bf16
+//   x  (Q*G*G, D)         bf16
+//   w  (P*P, 3, 3, D)     bf16, the BatchNorm folded in at load
+//   b  (P*P)              f32, likewise
 //
-// Requires D % 8 == 0, gridDim.x == ceil(Q*G*G/kBlockM) * ceil(O/kBlockN). The rows of the matrix product are made while they are copied to
-// shared memory: column (u*3 + v)*D + d of row (q,r,s) is x at (r+u-1, s+v-1), zeros outside the map. The tile engine is matmul.cuh: the
-// bits do not depend on the tile, which ops/conv3x3.rs picks.
-// FLOPs 18*Q*G*G*D*O. Bytes at least 2*(Q*G*G*(D + O) + 9*D*O).
+// Requires D % 8 == 0, P even and at most the tile's width, G*P % 8 == 0, gridDim.x == ceil(Q*G*G/kBlockM) * ceil(P/lines), lines = kBlockN/P. The
+// rows of the matrix product are made while they are copied to shared memory: column (i*3 + j)*D + d of row (q,r,s) is x at (r+i-1, s+j-1),
+// zeros outside the map. The tile engine is matmul.cuh: the bits do not depend on the tile, which ops/conv3x3.rs picks. A tile is whole lines of
+// pixels of its cells: `lines` of the P. They are laid out in shared memory as they stand in y, and stored 16 bytes at a time.
+// FLOPs 18*Q*G*G*D*P*P. Bytes at least 2*(Q*G*G*(D + P*P) + 9*D*P*P).
+// Source: RESDecoder.conv1 and the two permutes after it.
 
 #include "matmul.cuh"
 
@@ -41,11 +43,11 @@ struct Patches {
 };
 
 template <class T>
-__device__ __forceinline__ void conv3x3(bf16* y, const bf16* x, const bf16* w, const float* b, int M, int G, int D, int O) {
+__device__ __forceinline__ void conv3x3(bf16* y, const bf16* x, const bf16* w, const float* b, int M, int G, int D, int P) {
     extern __shared__ __align__(128) char smem[];
-    const int K = 9 * D;
-    const Place place = tile_place(blockIdx.x, (M + T::kBlockM - 1) / T::kBlockM, (O + T::kBlockN - 1) / T::kBlockN);
-    const int m0 = place.m * T::kBlockM, n0 = place.n * T::kBlockN;
+    const int K = 9 * D, O = P * P, lines = T::kBlockN / P;
+    const Place place = tile_place(blockIdx.x, (M + T::kBlockM - 1) / T::kBlockM, (P + lines - 1) / lines);
+    const int m0 = place.m * T::kBlockM, u0 = place.n * lines, n0 = u0 * P;
     const int row = threadIdx.x / 4;
     constexpr int kStep = T::kThreads / 4;
     const int chunk = threadIdx.x % 4 * 8;
@@ -65,18 +67,33 @@ __device__ __forceinline__ void conv3x3(bf16* y, const bf16* x, const bf16* w, c
     float acc[T::kFragM][T::kFragN][4] = {};
     multiply<T>(acc, smem, K, a_rows, b_rows);
 
+    // Line u of the tile: the pixels of its cells side by side, then 16 bytes that spread the lines over the banks.
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int warp_m = m0 + warp / T::kWarpsN * T::kWarpM, warp_n = n0 + warp % T::kWarpsN * T::kWarpN;
+    const int warp_m = warp / T::kWarpsN * T::kWarpM, warp_n = warp % T::kWarpsN * T::kWarpN;
+    const int line = T::kBlockM * P + 8;
+    bf16* s_y = reinterpret_cast<bf16*>(smem);
 #pragma unroll
-    for (int i = 0; i < T::kFragM; ++i) {
+    for (int j = 0; j < T::kFragN; ++j) {
+        const int n = warp_n + j * 8 + lane % 4 * 2, u = n / P;
+        if (n0 + n >= O || u >= lines) continue;
+        const float b0 = b[n0 + n], b1 = b[n0 + n + 1];
+        bf16* at = s_y + u * line + n % P + (warp_m + lane / 4) * P;
 #pragma unroll
-        for (int j = 0; j < T::kFragN; ++j) {
+        for (int i = 0; i < T::kFragM; ++i) {
 #pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                const int m = warp_m + i * 16 + lane / 4 + e / 2 * 8, n = warp_n + j * 8 + lane % 4 * 2 + e % 2;
-                if (m < M && n < O) y[size_t(m) * O + n] = __float2bfloat16_rn(fmaxf(acc[i][j][e] + b[n], 0.f));
+            for (int half = 0; half < 2; ++half) {
+                *reinterpret_cast<uint32_t*>(at + (i * 16 + half * 8) * P) =
+                    narrow2(fmaxf(acc[i][j][2 * half] + b0, 0.f), fmaxf(acc[i][j][2 * half + 1] + b1, 0.f));
             }
         }
+    }
+    __syncthreads();
+    // Pixel c of the cells' lines, counted from the first cell of all, is pixel c % S of line c / S of cells. S and a tile's pixels are multiples of 8.
+    const int S = G * P, pixels = min(M - m0, T::kBlockM) * P / 8, most = min(lines, P - u0);
+    for (int e = threadIdx.x; e < most * pixels; e += T::kThreads) {
+        const int u = e / pixels, chunk = e % pixels * 8;
+        const size_t c = size_t(m0) * P + chunk;
+        store16(y + (c / S * P + u0 + u) * S + c % S, load16(s_y + u * line + chunk));
     }
 }
 
@@ -89,8 +106,8 @@ __device__ __forceinline__ void conv3x3(bf16* y, const bf16* x, const bf16* w, c
 
 #define INSTANCE(tile)                                                                                        \
     extern "C" __global__ void BOUNDS(Tile##tile::kThreads) conv3x3_bf16_##tile(                              \
-        bf16* y, const bf16* x, const bf16* w, const float* b, int M, int G, int D, int O) {                  \
-        conv3x3<Tile##tile>(y, x, w, b, M, G, D, O);                                                          \
+        bf16* y, const bf16* x, const bf16* w, const float* b, int M, int G, int D, int P) {                  \
+        conv3x3<Tile##tile>(y, x, w, b, M, G, D, P);                                                          \
     }
 INSTANCE(128x128)
 INSTANCE(128x64)

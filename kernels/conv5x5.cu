@@ -7,8 +7,8 @@
 //   w  (5, 5)     bf16
 //   b  (1)        bf16
 //
-// Requires gridDim == (ceil(S/kWidth), ceil(S/kHeight), Q). f32 sums in the order u, v. A block makes kWidth x kHeight outputs from a tile
-// in shared memory; a thread makes kRows outputs of one column, and reads each of its 5*(kRows+4) inputs once.
+// Requires S % 2 == 0, gridDim == (ceil(S/kWidth), ceil(S/kHeight), Q). f32 sums in the order u, v. A block makes kWidth x kHeight outputs from a tile
+// in shared memory, which is read two columns at a time; a thread makes kRows outputs of one column, and reads each of its 5*(kRows+4) inputs once.
 // Bytes: 6*Q*S*S, and the tiles' edges.
 
 #include "common.cuh"
@@ -19,19 +19,21 @@ constexpr int kTileWidth = kWidth + 4, kTileHeight = kHeight + 4;
 
 extern "C" __global__ void __launch_bounds__(kBlock, 4)
 conv5x5_bf16(float* y, const bf16* x, const bf16* w, const bf16* b, int S) {
-    __shared__ float s_x[kTileHeight][kTileWidth];
+    __shared__ __align__(8) float s_x[kTileHeight][kTileWidth], s_w[25];
     const int row0 = blockIdx.y * kHeight, col0 = blockIdx.x * kWidth;
     const size_t image = size_t(blockIdx.z) * S * S;
-    for (int e = threadIdx.x; e < kTileHeight * kTileWidth; e += kBlock) {
-        const int row = row0 + e / kTileWidth - 2, col = col0 + e % kTileWidth - 2;
+    for (int e = threadIdx.x; e < kTileHeight * kTileWidth / 2; e += kBlock) {
+        const int i = e / (kTileWidth / 2), j = e % (kTileWidth / 2) * 2, row = row0 + i - 2, col = col0 + j - 2;
         const bool inside = row >= 0 && row < S && col >= 0 && col < S;
-        s_x[e / kTileWidth][e % kTileWidth] = inside ? __bfloat162float(x[image + size_t(row) * S + col]) : 0.f;
+        const uint32_t pair = inside ? *reinterpret_cast<const uint32_t*>(x + image + size_t(row) * S + col) : 0;
+        *reinterpret_cast<float2*>(&s_x[i][j]) = widen2(pair);
     }
-    float r_w[5][5];
-#pragma unroll
-    for (int i = 0; i < 25; ++i) r_w[i / 5][i % 5] = __bfloat162float(w[i]);
+    if (threadIdx.x < 25) s_w[threadIdx.x] = __bfloat162float(w[threadIdx.x]);
     const float bias = __bfloat162float(b[0]);
     __syncthreads();
+    float r_w[5][5];
+#pragma unroll
+    for (int i = 0; i < 25; ++i) r_w[i / 5][i % 5] = s_w[i];
     const int col = threadIdx.x % kWidth, first = threadIdx.x / kWidth * kRows;
     float acc[kRows];
 #pragma unroll

@@ -15,8 +15,9 @@
 // Two kernels in order: bits and stats cleared, masks made. A block makes kHeight x kWidth values of p, and one more line and column, in shared
 // memory, and every result whose upper left neighbour is among them; so p is computed once and stored nowhere. A warp makes 32
 // neighbouring bits and ORs them into their word, which blocks may share. Every statistic is an integer: blocks add to it in any order with the same result.
-// f32 sums in the order u, v; coordinates and values are rounded as the reference rounds them.
-// mask_head_bf16: gridDim == (ceil(S/kWidth), ceil(S/kHeight), Q). Bytes: 2*Q*S*S, and two times a bit a pixel (cleared, then set).
+// The map is read two columns at a time. f32 sums in the order u, v; coordinates and values are rounded as the reference rounds them.
+// mask_head_bf16: S % 2 == 0, gridDim == (ceil(S/kWidth), ceil(S/kHeight), Q). Bytes: 2*Q*S*S, and two times a bit a pixel (cleared, then set); the
+// tiles' edges are read again from L2.
 
 #include <climits>
 
@@ -59,23 +60,26 @@ mask_head_clear(int* bits, int* stats, int words, int Q) {
 
 extern "C" __global__ void __launch_bounds__(kBlock)
 mask_head_bf16(unsigned* bits, int* stats, float* p, const bf16* x, const bf16* w, const bf16* b, const int* masks, int S) {
-    constexpr int kInRows = kHeight + 5, kInCols = kWidth + 5;  // two before, and three behind: one of them for the line more of p
-    __shared__ float s_x[kInRows][kInCols], s_p[kHeight + 1][kWidth + 1];
+    constexpr int kInRows = kHeight + 5, kInCols = kWidth + 6;  // two before, and three behind: one of them for the line more of p; even
+    __shared__ __align__(8) float s_x[kInRows][kInCols], s_p[kHeight + 1][kWidth + 1], s_w[25];
     const int q = blockIdx.z, row0 = blockIdx.y * kHeight, col0 = blockIdx.x * kWidth;
     const bf16* image = x + size_t(q) * S * S;
     int* stat = stats + q * kStats;
-    for (int e = threadIdx.x; e < kInRows * kInCols; e += kBlock) {
-        const int row = row0 + e / kInCols - 2, col = col0 + e % kInCols - 2;
+    for (int e = threadIdx.x; e < kInRows * kInCols / 2; e += kBlock) {
+        const int i = e / (kInCols / 2), j = e % (kInCols / 2) * 2, row = row0 + i - 2, col = col0 + j - 2;
         const bool inside = row >= 0 && row < S && col >= 0 && col < S;
-        s_x[e / kInCols][e % kInCols] = inside ? __bfloat162float(image[size_t(row) * S + col]) : 0.f;
+        const uint32_t pair = inside ? *reinterpret_cast<const uint32_t*>(image + size_t(row) * S + col) : 0;
+        *reinterpret_cast<float2*>(&s_x[i][j]) = widen2(pair);
     }
-    float r_w[5][5];
-#pragma unroll
-    for (int i = 0; i < 25; ++i) r_w[i / 5][i % 5] = __bfloat162float(w[i]);
+    if (threadIdx.x < 25) s_w[threadIdx.x] = __bfloat162float(w[threadIdx.x]);
     const float bias = __bfloat162float(b[0]);
     __syncthreads();
-    for (int e = threadIdx.x; e < (kHeight + 1) * (kWidth + 1); e += kBlock) {
-        const int i = e / (kWidth + 1), j = e % (kWidth + 1), row = row0 + i, col = col0 + j;
+    float r_w[5][5];
+#pragma unroll
+    for (int i = 0; i < 25; ++i) r_w[i / 5][i % 5] = s_w[i];
+    constexpr int kWhole = (kHeight + 1) * kWidth;  // then the column more: so a warp's are neighbours
+    for (int e = threadIdx.x; e < kWhole + kHeight + 1; e += kBlock) {
+        const int i = e < kWhole ? e / kWidth : e - kWhole, j = e < kWhole ? e % kWidth : kWidth, row = row0 + i, col = col0 + j;
         float acc = bias;
 #pragma unroll
         for (int u = 0; u < 5; ++u) {

@@ -36,7 +36,7 @@ using Low64x64 = Tile<32, 64, 2, 2, 5>;
 using Low32x64 = Tile32x64;
 
 constexpr int kMostTiles = 16384;  // == ops::matmul::MOST_TILES
-// By tile, how many parts have left their sums; 0 between launches, of which one at a time runs.
+// By tile, how many parts have left their sums; 0 between launches, of which one at a time runs: a loaded module has one compute stream.
 __device__ unsigned arrived[kMostTiles];
 
 // Leaves `acc` in memory as the block's part of its tile: the first part's sums lie at `sums`, the next one's `stride` elements behind, a thread's

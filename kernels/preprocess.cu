@@ -12,10 +12,11 @@
 //
 // Bits are those of src/image/resize.rs, which makes the tables: integers from there to the pixel, then f32 with every step rounded.
 // preprocess_across: gridDim == (ceil(most H/kLines), ceil(S/kColumns), B). A block makes kLines x kColumns results; a line's pixels come
-// kChunk at a time through shared memory, read 16 bytes at a time. preprocess_down: gridDim == (ceil(G/kPatches), G, B), dynamic
+// kChunk at a time through shared memory, read 16 bytes at a time, and results go through it too, stored 4 bytes at a time. preprocess_down: gridDim == (ceil(G/kPatches), G, B), dynamic
 // shared memory for kPatches rows of y; a thread makes four neighbouring bytes of some lines of its row of patches. Requires S % 4 == 0,
 // K % 8 == 0, a source that can be read up to a multiple of 16.
-// Bytes: B*(3*H*W + 2*3*H*S + 2*G*G*K), the lines from L2 where they fit.
+// Bytes: B*(3*H*W + 2*3*H*S + 2*G*G*K), the lines from L2 where they fit. Bytes are gathered from shared memory at the resize's step, and scattered
+// to the patches' planes: there banks do conflict (tests/kernel_traffic.rs).
 
 #include "common.cuh"
 
@@ -31,7 +32,7 @@ __device__ __forceinline__ int clip(int sum) { return min(max(sum >> kBits, 0), 
 extern "C" __global__ void __launch_bounds__(kBlock)
 preprocess_across(uint8_t* lines, const uint8_t* source, const int* tables, const int* pictures, int S) {
     constexpr int kRows = kLines * kColumns / kBlock;  // of a thread
-    __shared__ __align__(16) uint8_t s_x[kLines][kChunkBytes];
+    __shared__ __align__(16) uint8_t s_x[kLines][kChunkBytes], s_y[kLines][kColumns * 3];
     const int* picture = pictures + blockIdx.z * kFields;
     const int H = picture[1], W = picture[2], line0 = blockIdx.x * kLines;
     if (line0 >= H) return;
@@ -47,6 +48,7 @@ preprocess_across(uint8_t* lines, const uint8_t* source, const int* tables, cons
         __syncthreads();  // the chunk before has been used by all
         for (int e = threadIdx.x; e < kLines * (kChunkBytes / 16); e += kBlock) {
             const int l = e / (kChunkBytes / 16), piece = e % (kChunkBytes / 16);
+            if (piece * 16 >= (end - from) * 3 + 15) continue;  // behind what is read, wherever it begins in 16 bytes
             const size_t at = (size_t(min(line0 + l, H - 1)) * W + from) * 3 / 16 * 16 + piece * 16;
             if (at < size_t(H) * W * 3) store16(&s_x[l][piece * 16], load16(x + at));
         }
@@ -63,14 +65,20 @@ preprocess_across(uint8_t* lines, const uint8_t* source, const int* tables, cons
             }
         }
     }
-    if (column0 + int(threadIdx.x) % kColumns > last) return;
+    if (column0 + int(threadIdx.x) % kColumns <= last) {
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-        const int line = line0 + row0 + r;
-        if (line >= H) break;
-        uint8_t* to = lines + (size_t(picture[3] + line) * S + column) * 3;
+        for (int r = 0; r < kRows; ++r) {
 #pragma unroll
-        for (int c = 0; c < 3; ++c) to[c] = clip(acc[r][c]);
+            for (int c = 0; c < 3; ++c) s_y[row0 + r][(column - column0) * 3 + c] = clip(acc[r][c]);
+        }
+    }
+    __syncthreads();
+    const int words = (last + 1 - column0) * 3 / 4;  // whole ones, as S % 4 == 0
+    for (int e = threadIdx.x; e < kLines * words; e += kBlock) {
+        const int l = e / words, w = e % words;
+        if (line0 + l >= H) break;
+        uint8_t* to = lines + (size_t(picture[3] + line0 + l) * S + column0) * 3;
+        reinterpret_cast<uint32_t*>(to)[w] = reinterpret_cast<const uint32_t*>(s_y[l])[w];
     }
 }
 

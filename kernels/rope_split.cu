@@ -14,23 +14,28 @@
 //   inv_freq   (HD/2)                      f32; paged (S, HD/2)
 //
 // Requires HD % 16 == 0, HD <= 2*kBlock, gridDim.x == T. Angles and rotation in f32, rounded once; sine and cosine are the accurate ones, as
-// positions reach tens of thousands. One block a row; a thread rotates eight pairs. Bytes: 4*T*(NH + 2*NKV)*HD.
+// positions reach tens of thousands. One block a row; a thread rotates eight pairs, whose sines and cosines it reads four at a time: the first four of
+// every eight stand side by side, and so do the others, so that neighbouring threads touch every bank once. Bytes: 4*T*(NH + 2*NKV)*HD.
 // Source: apply_rotary_pos_emb and InternLM2Attention.forward, modeling_internlm2.py.
 
 #include "common.cuh"
 
 constexpr int kBlock = 256;  // == ops::rope_split::BLOCK
 constexpr int kPage = 64;    // == ops::PAGE
+constexpr int kHalf = kBlock / 2 + 16;  // floats from the first fours to the others
+
+// Where the i-th sine or cosine stands.
+__device__ __forceinline__ int place(int i) { return i / 4 % 2 * kHalf + i / 8 * 4 + i % 4; }
 
 // Head g's k and v of the row go to kv_at + g*kv_stride; nowhere if kv_at is negative.
 __device__ __forceinline__ void rope_split(bf16* q, bf16* k, bf16* v, const bf16* qkv, int position, const float* inv_freq,
                                            int64_t kv_at, int64_t kv_stride, int NH, int NKV, int HD) {
-    __shared__ float s_cos[kBlock], s_sin[kBlock];
+    __shared__ __align__(16) float s_cos[2 * kHalf], s_sin[2 * kHalf];
     const int t = blockIdx.x, half = HD / 2;
     if (threadIdx.x < half) {
         const float angle = position * inv_freq[threadIdx.x];
         __builtin_assume(fabsf(angle) < 1e5f);  // ops/rope_split.rs sees to it; above, sincosf has an array in local memory
-        sincosf(angle, &s_sin[threadIdx.x], &s_cos[threadIdx.x]);
+        sincosf(angle, &s_sin[place(threadIdx.x)], &s_cos[place(threadIdx.x)]);
     }
     __syncthreads();
     const int group = NH / NKV, slots = NKV * (group + 2), units = half / 8;
@@ -49,10 +54,15 @@ __device__ __forceinline__ void rope_split(bf16* q, bf16* k, bf16* v, const bf16
         const float8 a = load8(x), b = load8(x + half);
         float8 lo, hi;
 #pragma unroll
-        for (int n = 0; n < 8; ++n) {
-            const float c = s_cos[i + n], s = s_sin[i + n];
-            lo.v[n] = a.v[n] * c - b.v[n] * s;
-            hi.v[n] = b.v[n] * c + a.v[n] * s;
+        for (int n = 0; n < 8; n += 4) {
+            const float4 cos4 = *reinterpret_cast<const float4*>(&s_cos[place(i + n)]);
+            const float4 sin4 = *reinterpret_cast<const float4*>(&s_sin[place(i + n)]);
+            const float c[4] = {cos4.x, cos4.y, cos4.z, cos4.w}, s[4] = {sin4.x, sin4.y, sin4.z, sin4.w};
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                lo.v[n + k] = a.v[n + k] * c[k] - b.v[n + k] * s[k];
+                hi.v[n + k] = b.v[n + k] * c[k] + a.v[n + k] * s[k];
+            }
         }
         store8(to, lo);
         store8(to + half, hi);

@@ -113,6 +113,10 @@ impl Request {
 pub struct Answer {
     /// The mask that the decoder gives, at the picture's size, rejected or not.
     pub mask: Mask,
+    /// Pixels of the mask that are set.
+    pub area: usize,
+    /// The smallest box around them, `[x, y, width, height]` in the picture's pixels; none if there are none.
+    pub bbox: Option<[usize; 4]>,
     /// Mean probability inside the mask; 0 for an empty one.
     pub score: f32,
     /// The model answers `[REJ]`: nothing in the picture fits the expression.
@@ -375,7 +379,7 @@ impl Engine {
     /// let picture = image::read("assets/demo/images/010.png".as_ref(), &image::Limits::default(), false)?;
     /// let found = engine.segment(&picture, &["the white circle", "a red cat"], Prompting::Single, false)?;
     /// let [circle, cat] = &found.answers[..] else { panic!("one answer an expression") };
-    /// assert_eq!(circle.as_ref().unwrap().mask.bbox(), Some([232, 89, 48, 47]));
+    /// assert_eq!(circle.as_ref().unwrap().bbox, Some([232, 89, 48, 47]));
     /// assert!(cat.as_ref().unwrap().no_target);
     /// # Ok::<(), mllmseg::Error>(())
     /// ```
@@ -839,6 +843,8 @@ impl Engine {
                     let [w, h] = slot.of.size;
                     Mask::from_bits(w, h, &bits[at..at + slot.words()]).map(|mask| Answer {
                         mask,
+                        area: stats[0] as usize,
+                        bbox: bbox(stats),
                         score: score(stats),
                         no_target: rejected.is_some_and(|rej| rej as i32 == tokens[first + i]),
                         probability,
@@ -850,6 +856,12 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// The box of a mask with these statistics.
+fn bbox(stats: &[i32]) -> Option<[usize; 4]> {
+    let [x0, y0, x1, y1] = [stats[1], stats[2], stats[3], stats[4]].map(|v| v as usize);
+    (stats[0] > 0).then(|| [x0, y0, x1 - x0 + 1, y1 - y0 + 1])
 }
 
 /// Mean probability over the pixels of a mask with these statistics; 0 where there is none.

@@ -62,6 +62,7 @@ fn check(prompting: &str, expressions: &[&str]) {
         needed / 1_000_000_000,
         100.0 * more
     );
+    println!("of two layers: {}", profile["tensor_work"]);
     assert!(needed > 4_000_000_000_000, "a request of the 8B model needs more than {needed} FLOPs");
     assert!((0.0..0.1).contains(&more), "{prompting}: {executed} FLOPs executed, {needed} needed");
 }

@@ -208,7 +208,7 @@ fn steps_that_are_queued_ahead_change_nothing() {
         assert_eq!((b.steps, b.finish), (n - 1, if i == 2 { Finish::Stop } else { Finish::Length }));
         assert!(a.logits[..n] == b.logits, "logits of sequence {i}");
     }
-    drop((alone, together));
+    drop((alone, together, recomputed));
     assert_eq!(g.pages().1, 0, "every page is free again");
     expect_clean(&report());
 }
@@ -247,4 +247,38 @@ fn a_step_is_launched_before_the_token_of_the_last_is_read() {
     // That of the prompt, and those of the steps up to k - 1; step k runs.
     assert_eq!(String::from_utf8_lossy(&o.stdout), text(k));
     assert_ne!(text(k), text(k + 1));
+}
+
+/// Once its plan is captured, a step allocates nothing, and waits for no more than the tokens of the one before.
+#[test]
+fn a_step_waits_for_nothing_but_the_tokens_of_the_last() {
+    if !common::gpu::counted() {
+        return;
+    }
+    let _driver = driver();
+    let mut g = Generator::new(tiny(), &options(), Vec::new(), &mut |_, _| ()).unwrap();
+    let prompt = g.prompt(&(100..120).collect::<Vec<u32>>(), 2039, &[]).unwrap();
+    let sampling = Sampling { temperature: 1.0, repetition_penalty: 1.2, ..Sampling::GREEDY };
+    g.submit(prompt, Generation { max_new_tokens: 20, sampling, ..Generation::default() }).unwrap();
+    let mut tokens = |steps: usize| {
+        let events: Vec<Event> = (0..steps).flat_map(|_| g.step().unwrap()).collect();
+        assert!(events.iter().all(|e| matches!(e, Event::Tokens(..))));
+        events.len()
+    };
+    tokens(5);
+    cuda::reset_simulator();
+    assert_eq!(tokens(4), 4);
+    let made = report()["calls"].as_object().unwrap().clone();
+    assert_eq!(made["cuGraphLaunch"], 4, "{made:?}");
+    let allowed = [
+        "cuCtxSetCurrent",
+        "cuEventRecord",
+        "cuEventSynchronize",
+        "cuGraphLaunch",
+        "cuMemcpyDtoHAsync_v2",
+        "cuMemcpyHtoDAsync_v2",
+        "cuStreamWaitEvent",
+    ];
+    let others: Vec<_> = made.keys().filter(|c| !allowed.contains(&c.as_str())).collect();
+    assert!(others.is_empty(), "a step also calls {others:?}");
 }

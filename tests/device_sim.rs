@@ -1,5 +1,5 @@
-//! The CUDA device on the simulated driver: what a run allocates, copies in from other threads, weights as they were bound, errors of opening,
-//! and what a profiler is told.
+//! The CUDA device on the simulated driver: what a run allocates, weights as they were bound and how they get there, errors of opening, and what a
+//! profiler is told.
 
 mod common;
 
@@ -7,9 +7,9 @@ use common::demo::{assets, engine_with, model, picture};
 use common::gpu::driver;
 use mllmseg::checkpoint::Checkpoint;
 use mllmseg::device::cuda::{self, Cuda};
-use mllmseg::device::{Choice, Device, Values};
+use mllmseg::device::{Choice, Values};
 use mllmseg::graph::{DType, Place, Tensor};
-use mllmseg::models::mllmseg::{Model, States};
+use mllmseg::models::mllmseg::Model;
 use mllmseg::{Options, Prompting};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -52,43 +52,6 @@ fn a_replayed_request_allocates_nothing() {
     assert!(others.is_empty(), "a replayed request also calls {others:?}");
 }
 
-/// Uploads from another thread arrive whole, in the order in which they are written, and use their memory again.
-#[test]
-fn uploads_from_another_thread() {
-    let _driver = driver();
-    let mut device = common::gpu::open();
-    let mut states = States::default();
-    let x = states.make("x", DType::F32, [3 << 20]);
-    device.allocate(&x).unwrap();
-    let values = |seed: usize| (0..x.len()).map(|i| (i * 31 + seed) as f32).collect::<Vec<f32>>();
-    let uploader = device.uploader().unwrap();
-    let send = move |seed: usize, data: Vec<f32>| {
-        let upload = uploader.upload(bytemuck::cast_slice(&data)).unwrap();
-        (seed, upload)
-    };
-    let (give, take) = std::sync::mpsc::channel();
-    let all: Vec<_> = (0..5).map(values).collect();
-    std::thread::scope(|s| {
-        s.spawn(|| all.iter().enumerate().for_each(|(i, v)| give.send(send(i, v.clone())).unwrap()));
-        for _ in 0..5 {
-            let (seed, upload) = take.recv().unwrap();
-            device.write_uploaded(&x, &upload).unwrap();
-            drop(upload);
-            assert!(device.f32(&x).unwrap() == values(seed), "upload {seed}");
-        }
-    });
-    cuda::reset_simulator();
-    let uploader = device.uploader().unwrap();
-    let upload = uploader.upload(bytemuck::cast_slice(&values(9))).unwrap();
-    device.write_uploaded(&x, &upload).unwrap();
-    assert!(device.f32(&x).unwrap() == values(9));
-    let made = calls();
-    assert!(!made.keys().any(|c| c.contains("Alloc") || c.contains("Create")), "{made:?}");
-    let short = uploader.upload(&[1, 2, 3]).unwrap();
-    let e = device.write_uploaded(&x, &short).unwrap_err().to_string();
-    assert!(e.contains("`x`") || e.contains("x: expected") && e.contains("found 3"), "{e}");
-}
-
 /// Device memory holds every weight as the checkpoint has it, and what was derived from them (tests/reference.rs holds that to the plain layout)
 /// in the type that kernels read.
 #[test]
@@ -108,6 +71,30 @@ fn weights_are_on_the_device_as_they_were_bound() {
         let t = Tensor::new("derived", *dtype, [values.len()], Place::Derived(id));
         assert!(device.f32(&t).unwrap() == values.iter().map(round).collect::<Vec<_>>(), "derived {id}");
     }
+}
+
+/// Between one part of the weights and the next stands one asynchronous copy and at most one wait for an event, of the copy before the last: a part
+/// is read while the last one is copied, and no tensor waits for its own copy. The stream is waited for once, at the end.
+#[test]
+fn weights_are_read_while_they_are_copied() {
+    let _driver = driver();
+    let (_, bound) = Model::bind(&Arc::new(Checkpoint::open(&model()).unwrap())).unwrap();
+    let tensors = bound.weight_ids().len() + bound.all_derived().len();
+    let count = |calls: &BTreeMap<String, u64>, name: &str| calls.get(name).copied().unwrap_or(0);
+    let mut seen = vec![];
+    let device = Cuda::open(Choice::Sim, bound, &mut |_, _| seen.push(calls())).unwrap();
+    let end = calls();
+    assert!(seen.len() >= tensors, "{} parts of {tensors} tensors", seen.len());
+    for pair in seen.windows(2) {
+        let made = |name: &str| count(&pair[1], name) - count(&pair[0], name);
+        assert_eq!(made("cuMemcpyHtoDAsync_v2"), 1);
+        assert!(made("cuEventSynchronize") <= 1);
+        assert_eq!(made("cuStreamSynchronize") + made("cuCtxSynchronize"), 0);
+    }
+    assert_eq!(count(&end, "cuMemcpyHtoD_v2"), 0);
+    let last = seen.last().unwrap();
+    assert_eq!(count(&end, "cuStreamSynchronize") - count(last, "cuStreamSynchronize"), 1);
+    drop(device);
 }
 
 fn run(command: &str, args: &[&str], env: &[(&str, &str)]) -> Output {

@@ -10,7 +10,7 @@ use mllmseg::dump::{Data, Input, Tokens, dump};
 use mllmseg::image::{Rgb, normalize};
 
 /// Relative L2 distance of the published bf16 implementation from its own f32 run, the worst of the tiny cases, by stage; rounded up.
-const PUBLISHED: [(&str, f64); 22] = [
+const PUBLISHED: [(&str, f64); 21] = [
     ("vit.embeddings", 2.9e-3),
     ("vit.layer", 6.7e-3),
     ("pixel_shuffle", 6.7e-3),
@@ -29,7 +29,6 @@ const PUBLISHED: [(&str, f64); 22] = [
     ("dec.dysample", 2.8e-2),
     ("dec.text_out_adapter", 1.2e-2),
     ("dec.ca_layer_vl", 2.0e-2),
-    ("dec.conv1", 2.0e-2),
     ("dec.map448", 2.0e-2),
     ("dec.pre_sigmoid", 2.6e-2),
     ("dec.mask", 1.35e-2),

@@ -98,14 +98,21 @@ fn every_op_checks_its_operands() {
         ("attention_ranges segment fields", || {
             ok(ops::attention_ranges(&t(&[3, 32]), &t(&[3, 4, 8]), &kv(), 1, &t(&[1, 6]), 5))
         }),
-        ("", || ok(ops::conv3x3(&t(&[2, 9, 5]), &t(&[2, 9, 4]), &t(&[5, 3, 3, 4]), &t(&[5]), 3))),
-        ("conv3x3 x", || ok(ops::conv3x3(&t(&[2, 9, 5]), &t(&[18, 4]), &t(&[5, 3, 3, 4]), &t(&[5]), 3))),
-        ("conv3x3 rows", || ok(ops::conv3x3(&t(&[2, 9, 5]), &t(&[2, 9, 4]), &t(&[5, 3, 3, 4]), &t(&[5]), 4))),
-        ("conv3x3 rows", || ok(ops::conv3x3(&t(&[2, 9, 5]), &t(&[2, 9, 4]), &t(&[5, 3, 3, 4]), &t(&[5]), 0))),
-        ("conv3x3 w", || ok(ops::conv3x3(&t(&[2, 9, 5]), &t(&[2, 9, 4]), &t(&[5, 4, 3, 3]), &t(&[5]), 3))),
-        ("conv3x3 w", || ok(ops::conv3x3(&t(&[2, 9, 5]), &t(&[2, 9, 4]), &t(&[]), &t(&[5]), 3))),
-        ("conv3x3 b", || ok(ops::conv3x3(&t(&[2, 9, 5]), &t(&[2, 9, 4]), &t(&[5, 3, 3, 4]), &t(&[4]), 3))),
-        ("conv3x3 y", || ok(ops::conv3x3(&t(&[2, 9, 4]), &t(&[2, 9, 4]), &t(&[5, 3, 3, 4]), &t(&[5]), 3))),
+        ("", || ok(ops::conv3x3(&t(&[2, 6, 6]), &t(&[2, 9, 5]), &t(&[4, 3, 3, 5]), &t(&[4]), 3))),
+        ("conv3x3 x", || ok(ops::conv3x3(&t(&[2, 6, 6]), &t(&[18, 5]), &t(&[4, 3, 3, 5]), &t(&[4]), 3))),
+        ("conv3x3 cells", || {
+            ok(ops::conv3x3(&t(&[2, 6, 6]), &t(&[2, 9, 5]), &t(&[4, 3, 3, 5]), &t(&[4]), 4))
+        }),
+        ("conv3x3 cells", || {
+            ok(ops::conv3x3(&t(&[2, 6, 6]), &t(&[2, 9, 5]), &t(&[4, 3, 3, 5]), &t(&[4]), 0))
+        }),
+        ("conv3x3 w", || ok(ops::conv3x3(&t(&[2, 6, 6]), &t(&[2, 9, 5]), &t(&[4, 5, 3, 3]), &t(&[4]), 3))),
+        ("conv3x3 w", || ok(ops::conv3x3(&t(&[2, 6, 6]), &t(&[2, 9, 5]), &t(&[]), &t(&[4]), 3))),
+        ("conv3x3 b", || ok(ops::conv3x3(&t(&[2, 6, 6]), &t(&[2, 9, 5]), &t(&[4, 3, 3, 5]), &t(&[5]), 3))),
+        ("conv3x3 channels", || {
+            ok(ops::conv3x3(&t(&[2, 6, 6]), &t(&[2, 9, 5]), &t(&[5, 3, 3, 5]), &t(&[5]), 3))
+        }),
+        ("conv3x3 y", || ok(ops::conv3x3(&t(&[2, 9, 4]), &t(&[2, 9, 5]), &t(&[4, 3, 3, 5]), &t(&[4]), 3))),
         ("", || ok(ops::conv5x5(&t(&[2, 7, 7]), &t(&[2, 7, 7]), &t(&[1, 1, 5, 5]), &t(&[1])))),
         ("conv5x5 x", || ok(ops::conv5x5(&t(&[2, 7, 7]), &t(&[2, 49]), &t(&[1, 1, 5, 5]), &t(&[1])))),
         ("conv5x5 y", || ok(ops::conv5x5(&t(&[2, 7, 8]), &t(&[2, 7, 7]), &t(&[1, 1, 5, 5]), &t(&[1])))),
@@ -175,11 +182,6 @@ fn every_op_checks_its_operands() {
         ("matmul ls", || ok(then(Epilogue::ScaledResidual(t(&[4]))))),
         ("matmul w3", || ok(then(Epilogue::SiluMul(t(&[4, 5]))))),
         ("", || ok(then(Epilogue::SiluMul(t(&[5, 4]))))),
-        ("", || ok(ops::patches_to_pixels(&t(&[2, 6, 6]), &t(&[2, 9, 4]), 3))),
-        ("patches_to_pixels x", || ok(ops::patches_to_pixels(&t(&[2, 6, 6]), &t(&[18, 4]), 3))),
-        ("patches_to_pixels cells", || ok(ops::patches_to_pixels(&t(&[2, 6, 6]), &t(&[2, 8, 4]), 3))),
-        ("patches_to_pixels channels", || ok(ops::patches_to_pixels(&t(&[2, 6, 6]), &t(&[2, 9, 5]), 3))),
-        ("patches_to_pixels y", || ok(ops::patches_to_pixels(&t(&[2, 36]), &t(&[2, 9, 4]), 3))),
         ("", || ok(ops::patchify(&t(&[18, 12]), &t(&[2, 3, 6, 6]), 2))),
         ("patchify x", || ok(ops::patchify(&t(&[18, 12]), &t(&[6, 6, 6]), 2))),
         ("patchify H", || ok(ops::patchify(&t(&[18, 12]), &t(&[2, 3, 7, 6]), 2))),

@@ -216,8 +216,8 @@ impl Found {
             Rle::encode(&answer.mask)?
         };
         Ok(Self {
-            bbox: rle.bbox(),
-            area: rle.area(),
+            bbox: answer.bbox.filter(|_| !empty).unwrap_or_default(),
+            area: if empty { 0 } else { answer.area as u64 },
             score: if empty { 0.0 } else { answer.score },
             no_target: answer.no_target,
             segmentation: Segmentation { size: rle.size, counts: rle.to_compressed() },

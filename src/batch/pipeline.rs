@@ -617,7 +617,7 @@ fn mask(shared: &Shared, index: u64, expression: usize, answer: &Answer) -> Resu
     if shared.settings.masks {
         let name = Settings::mask_file(index, expression);
         let path = shared.settings.out.join(&name);
-        let emptied = found.area == 0 && answer.mask.area() > 0;
+        let emptied = found.area == 0 && answer.area > 0;
         let png = if emptied { found.segmentation.rle()?.decode()?.to_png() } else { answer.mask.to_png() };
         shared.disk.make_dir(path.parent().unwrap_or(&path))?;
         shared.disk.write_file(&path, &png)?;
@@ -633,12 +633,15 @@ fn overlay(shared: &Shared, item: &Item, picture: &Rgb, outcomes: &[Outcome]) ->
         if let Outcome::Mask(found) = outcome
             && found.area > 0
         {
-            masks.push((expr, found.score, found.segmentation.rle()?.decode()?));
+            masks.push((expr, found, found.segmentation.rle()?.decode()?));
         }
     }
     let drawn: Vec<image::Item> = masks
         .iter()
-        .map(|(expr, score, mask)| image::Item { mask, label: expr, score: Some(*score), bbox: mask.bbox() })
+        .map(|(expr, found, mask)| {
+            let (score, bbox) = (Some(found.score), Some(found.bbox));
+            image::Item { mask, label: expr, score, bbox }
+        })
         .collect();
     let path = shared.settings.out.join(Settings::overlay_file(item.index));
     shared.disk.make_dir(path.parent().unwrap_or(&path))?;

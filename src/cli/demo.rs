@@ -105,7 +105,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         let items: Vec<Item> = shown
             .iter()
             .filter(|(_, a)| !a.no_target)
-            .map(|(text, a)| Item { mask: &a.mask, label: text, score: Some(a.score), bbox: a.mask.bbox() })
+            .map(|(text, a)| Item { mask: &a.mask, label: text, score: Some(a.score), bbox: a.bbox })
             .collect();
         let files = [format!("{}.png", scene.id), format!("{}_overlay.png", scene.id)];
         write_file(&args.out.join(&files[0]), &picture.to_png())?;

@@ -122,7 +122,7 @@ fn by_mask(args: &Args, mut engine: Engine, picture: &Rgb) -> Result<Vec<Found>>
     let answers = engine.segment(picture, &expressions, Prompting::Single, false)?.answers;
     let found = |answer: Result<mllmseg::Answer>| {
         let places = answer.map(|a| {
-            let found = if a.no_target { None } else { a.mask.bbox() };
+            let found = if a.no_target { None } else { a.bbox };
             found.map(|b| Pixels::Box(b.map(|v| v as f64))).into_iter().collect()
         });
         Found { places, answer: None }

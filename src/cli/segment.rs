@@ -121,8 +121,8 @@ fn one(engine: &mut Engine, args: &Args, path: &Path, stem: &str, expressions: &
 }
 
 fn item<'a>(expr: &'a str, a: &'a Answer) -> Item<'a> {
-    let score = (a.mask.area() > 0).then_some(a.score);
-    Item { mask: &a.mask, label: expr, score, bbox: a.mask.bbox() }
+    let score = (a.area > 0).then_some(a.score);
+    Item { mask: &a.mask, label: expr, score, bbox: a.bbox }
 }
 
 /// Writes one answer's files and its line; the answer as shown, an empty mask if it was rejected.
@@ -137,14 +137,14 @@ fn save(
 ) -> Result<Answer> {
     if answer.no_target && !args.keep_rejected {
         answer.mask = Mask::new(picture.width, picture.height, vec![0; picture.width * picture.height])?;
-        answer.score = 0.0;
+        (answer.area, answer.bbox, answer.score) = (0, None, 0.0);
     }
     let [mask_file, overlay_file] =
         ["mask", "overlay"].map(|kind| args.out.join(format!("{name}_{kind}.png")));
     write_file(&mask_file, &answer.mask.to_png())?;
     let label = if answer.no_target { format!("{expr} (not in the picture)") } else { expr.into() };
     write_file(&overlay_file, &overlay(picture, &[item(&label, &answer)]).to_png())?;
-    let (area, bbox) = (answer.mask.area(), answer.mask.bbox());
+    let (area, bbox) = (answer.area, answer.bbox);
     if args.json {
         let rle = Rle::encode(&answer.mask)?;
         let mut timings = serde_json::to_value(timings).unwrap_or_default();

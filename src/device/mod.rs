@@ -9,7 +9,6 @@ use crate::graph::{Node, Tensor, Window};
 use crate::models::Bound;
 use crate::plan::Plan;
 use crate::reference::Precision;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Which device, as `--device` spells it.
@@ -95,20 +94,6 @@ pub trait Device: Values + Send {
 
     /// Copies `data`, which must fill `t`, into a u8 state buffer.
     fn write_u8(&mut self, t: &Tensor, data: &[u8]) -> Result<()>;
-
-    /// For copies to the device from other threads while a plan runs; none for a device whose memory is the host's.
-    fn uploader(&self) -> Option<Arc<cuda::Uploader>> {
-        None
-    }
-
-    /// Copies what was uploaded, which must fill `t`, into a state buffer.
-    ///
-    /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) for another number of bytes, and for a device that gives no [`uploader`](Self::uploader).
-    fn write_uploaded(&mut self, t: &Tensor, data: &cuda::Upload) -> Result<()> {
-        let found = format!("{} bytes on another device", data.bytes());
-        Err(crate::Error::shape(&*t.name, "bytes on this device", found))
-    }
 
     /// The contents of an i32 state buffer.
     fn read_i32(&self, t: &Tensor) -> Result<Vec<i32>>;

@@ -7,7 +7,7 @@ use crate::checkpoint::config::Config;
 use crate::graph::{DType, Graph, Tensor, Window};
 use crate::ops::{
     Epilogue, add_layernorm, attention, broadcast_add_layernorm, conv3x3, conv5x5, copy, dysample,
-    dysample_offset, gather_rows, layernorm, mask_head, matmul, patches_to_pixels, sigmoid,
+    dysample_offset, gather_rows, layernorm, mask_head, matmul, sigmoid,
 };
 use crate::reference::fold_batchnorm;
 
@@ -215,12 +215,9 @@ pub fn expressions(
     g.tap_as("dec.ca_layer_vl", &y.all(), &[q, p, d], false);
 
     g.scope("dec");
-    let cells = w.conv1[1].len();
-    let size = side * cells.isqrt();
-    let (cell, pixels) = (g.act("dec.cells", [q, p, cells]), g.act("dec.pixels", [q, size, size]));
-    g.push("conv1", conv3x3(&cell, &y, &w.conv1[0], &w.conv1[1], side)?); // cell   (Q, P, 14*14)
-    g.tap_as("dec.conv1", &cell.all(), &[q, cells, side, side], true);
-    g.push("map448", patches_to_pixels(&pixels, &cell, side)?); // pixels (Q, S, S)
+    let size = side * w.conv1[1].len().isqrt();
+    let pixels = g.act("dec.pixels", [q, size, size]);
+    g.push("conv1", conv3x3(&pixels, &y, &w.conv1[0], &w.conv1[1], side)?); // pixels (Q, S, S)
     g.tap_as("dec.map448", &pixels.all(), &[q, 1, size, size], false);
     Ok(pixels)
 }

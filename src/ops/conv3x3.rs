@@ -1,11 +1,11 @@
-//! 3x3 convolution, BatchNorm folded into its weights, ReLU; see `reference/conv3x3.rs`.
+//! 3x3 convolution, BatchNorm folded into its weights, ReLU, channels laid out as pixels; see `reference/conv3x3.rs`.
 
 use super::launch::{args, blocks, int, one};
-use super::{Gpu, Launch, Op, expect_multiple};
-use crate::Result;
+use super::{Gpu, Launch, Op, expect_equal, expect_multiple};
 use crate::device::cpu::Memory;
 use crate::graph::Tensor;
 use crate::reference;
+use crate::{Error, Result};
 
 /// The tiles of kernels/conv3x3.cu: rows, columns, dynamic shared memory in bytes; both have `BLOCK` threads.
 const TILES: [(&str, usize, usize, u32); 2] = [
@@ -24,20 +24,25 @@ pub struct Conv3x3 {
     w: Tensor,
     b: Tensor,
     side: usize,
+    cell: usize,
     tile: Option<usize>,
 }
 
-/// `y[q, r*G + s, o] = relu(b[o] + Σ w[o, u, v, d] * x[q, (r+u-1)*G + (s+v-1), d])`, zero outside the map.
+/// `y[q, P*r + u, P*s + v] = relu(b[o] + Σ w[o, i, j, d] * x[q, (r+i-1)*G + (s+j-1), d])`, `o = P*u + v`, zero outside the map.
 ///
-/// `y` `(Q, G*G, O)`, `x` `(Q, G*G, D)`, `w` `(O, 3, 3, D)` folded and reordered at load, `b` `(O)` f32.
+/// `y` `(Q, G*P, G*P)`, `x` `(Q, G*G, D)`, `w` `(P*P, 3, 3, D)` folded and reordered at load, `b` `(P*P)` f32; `r`, `s` count cells, `y` counts
+/// pixels of the model's input, not of the source image.
+/// Source: `RESDecoder.forward`, mllmseg/mllmseg_internvl.py, `conv1` and the two `permute`s after it.
 pub fn conv3x3(y: &Tensor, x: &Tensor, w: &Tensor, b: &Tensor, side: usize) -> Result<Conv3x3> {
     let [q, p, d] = x.dims("conv3x3 x")?;
-    expect_multiple("conv3x3 rows", p, side * side)?;
+    expect_equal("conv3x3 cells", p, side * side)?;
     let [o, ..] = w.dims::<4>("conv3x3 w")?;
     w.expect("conv3x3 w", &[o, 3, 3, d])?;
     b.expect("conv3x3 b", &[o])?;
-    y.expect("conv3x3 y", &[q, p, o])?;
-    Ok(Conv3x3 { y: y.clone(), x: x.clone(), w: w.clone(), b: b.clone(), side, tile: None })
+    let cell = o.isqrt();
+    expect_equal("conv3x3 channels", o, cell * cell)?;
+    y.expect("conv3x3 y", &[q, side * cell, side * cell])?;
+    Ok(Conv3x3 { y: y.clone(), x: x.clone(), w: w.clone(), b: b.clone(), side, cell, tile: None })
 }
 
 impl Conv3x3 {
@@ -62,11 +67,16 @@ impl Op for Conv3x3 {
         2 * (self.x.matrix().0 * self.w.len()) as u64
     }
     fn launch(&self, gpu: &Gpu) -> Result<Vec<Launch>> {
-        let ((m, d), o) = (self.x.matrix(), self.w.shape[0]);
+        let ((m, d), p) = (self.x.matrix(), self.cell);
         expect_multiple("conv3x3 D", d, 8)?; // 16-byte copies
-        let [rows, side, width, out] = [m, self.side, d, o].map(|n| int("conv3x3 extent", n));
+        expect_multiple("conv3x3 P", p, 2)?; // pixels go two by two to shared memory
+        expect_multiple("conv3x3 G*P", self.side * p, 8)?; // and eight by eight from there
+        if !(2..=TILES[1].2).contains(&p) {
+            return Err(Error::shape("conv3x3 P", format!("2 to {}", TILES[1].2), p.to_string()));
+        }
+        let [rows, side, width, cell] = [m, self.side, d, p].map(|n| int("conv3x3 extent", n));
         // The larger tile, which shared memory feeds fast enough, unless it leaves multiprocessors idle.
-        let tiles = |t: &(_, usize, usize, _)| m.div_ceil(t.1) * o.div_ceil(t.2);
+        let tiles = |t: &(_, usize, usize, _)| m.div_ceil(t.1) * p.div_ceil(t.2 / p);
         let fills = || TILES.iter().find(|t| tiles(t) >= gpu.sms as usize).unwrap_or(&TILES[1]);
         let tile = self.tile.and_then(|t| TILES.get(t)).unwrap_or_else(fills);
         one(Launch {
@@ -74,7 +84,7 @@ impl Op for Conv3x3 {
             grid: [blocks("conv3x3 tiles", tiles(tile))?, 1, 1],
             block: [BLOCK, 1, 1],
             smem: tile.3,
-            args: args![&self.y, &self.x, &self.w, &self.b, rows?, side?, width?, out?],
+            args: args![&self.y, &self.x, &self.w, &self.b, rows?, side?, width?, cell?],
         })
     }
     fn run(&self, m: &Memory) {

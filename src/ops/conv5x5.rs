@@ -1,7 +1,7 @@
 //! 5x5 convolution of one channel; see `reference/conv5x5.rs`.
 
 use super::launch::{args, blocks, blocks_yz, int, one};
-use super::{Gpu, Launch, Op, expect_equal};
+use super::{Gpu, Launch, Op, expect_equal, expect_multiple};
 use crate::Result;
 use crate::device::cpu::Memory;
 use crate::graph::Tensor;
@@ -44,6 +44,7 @@ impl Op for Conv5x5 {
     fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
         let [q, s, width] = self.x.dims("conv5x5 x")?;
         expect_equal("conv5x5 width", width, s)?;
+        expect_multiple("conv5x5 S", s, 2)?; // pixels are read two at a time
         one(Launch {
             entry: "conv5x5_bf16",
             grid: [

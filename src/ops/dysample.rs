@@ -35,10 +35,10 @@ impl Op for DysampleOffset {
     }
     fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
         let (n, k) = self.x.matrix();
-        expect_multiple("dysample_offset K", k, 8)?;
+        expect_multiple("dysample_offset K", k, 4)?;
         let [rows, width] = [int("dysample_offset N", n)?, int("dysample_offset K", k)?];
         let args = args![&self.y, &self.x, &self.init_pos, rows, width];
-        elements("dysample_offset", "dysample_offset_bf16", (n * k).div_ceil(8), args)
+        elements("dysample_offset", "dysample_offset_bf16", (n * k).div_ceil(4), args)
     }
     fn run(&self, m: &Memory) {
         reference::dysample_offset(m.f32_mut(&self.y), m.f32(&self.x), &m.vector(&self.init_pos));

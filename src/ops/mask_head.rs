@@ -1,7 +1,7 @@
 //! The mask decoder's pixels to masks at each source picture's size; see `reference/mask_head.rs`.
 
 use super::launch::{args, blocks, blocks_yz, int};
-use super::{Gpu, Launch, Op, expect_equal};
+use super::{Gpu, Launch, Op, expect_equal, expect_multiple};
 use crate::Result;
 use crate::device::cpu::Memory;
 use crate::graph::Tensor;
@@ -73,6 +73,7 @@ impl Op for MaskHead {
         if q == 0 {
             return Ok(Vec::new());
         }
+        expect_multiple("mask_head S", s, 2)?; // pixels are read two at a time
         let [words, side, count] = [self.bits.len(), s, q].map(|n| int("mask_head extent", n));
         let cleared = self.bits.len().max(q * STATS).div_ceil(BLOCK as usize);
         let grid = [

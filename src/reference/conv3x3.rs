@@ -1,7 +1,8 @@
-//! 3x3 convolution with ReLU as a matmul: the nine neighbours of a pixel side by side, times `(O, 9*D)` weights.
+//! 3x3 convolution with ReLU as a matmul: the nine neighbours of a cell side by side, times `(O, 9*D)` weights; then its channels laid out as pixels.
 
 use super::matmul::matmul_parts;
 use super::{Precision, Then, Weights};
+use rayon::prelude::*;
 
 /// Folds BatchNorm (running statistics) into a convolution: `w' = w * s`, `b' = (b - mean) * s + beta`, `s = gamma / sqrt(var + eps)`,
 /// and reorders `w` `(O, D, 3, 3)` to `(O, 3, 3, D)`.
@@ -21,7 +22,18 @@ pub fn fold_batchnorm(w: &[f32], b: &[f32], bn: [&[f32]; 4], eps: f64) -> (Vec<f
     (folded, (0..o).map(shift).collect())
 }
 
-/// `y` `(Q*G*G, O)`, `x` `(Q*G*G, D)`, `w` `(O, 3, 3, D)`, `b` `(O)`; zero outside the map.
+/// `y[q, P*i + u, P*j + v] = x[q, i*G + j, P*u + v]`: `x` `(Q, G*G, P*P)`, `y` `(Q, G*P, G*P)`.
+fn cells_to_pixels(y: &mut [f32], x: &[f32], side: usize, cell: usize) {
+    let size = side * cell;
+    y.par_chunks_mut(size).enumerate().for_each(|(line, y)| {
+        let (q, i, u) = (line / size, line % size / cell, line % cell);
+        for (j, y) in y.chunks_exact_mut(cell).enumerate() {
+            y.copy_from_slice(&x[((q * side + i) * side + j) * cell * cell + cell * u..][..cell]);
+        }
+    });
+}
+
+/// `y` `(Q, G*P, G*P)`, `x` `(Q*G*G, D)`, `w` `(P*P, 3, 3, D)`, `b` `(P*P)`; zero outside the map.
 pub fn conv3x3(y: &mut [f32], x: &[f32], w: Weights, b: &[f32], side: usize, precision: Precision) {
     let (o, d) = (b.len(), w.len() / b.len() / 9);
     let pixels = side * side;
@@ -33,5 +45,7 @@ pub fn conv3x3(y: &mut [f32], x: &[f32], w: Weights, b: &[f32], side: usize, pre
         }
         &x[(n / pixels * pixels + (u - 1) * side + v - 1) * d..][..d]
     };
-    matmul_parts(y, [9, d], neighbour, w, o, Some(b), Then::Relu, precision);
+    let mut cells = vec![0.0; y.len()];
+    matmul_parts(&mut cells, [9, d], neighbour, w, o, Some(b), Then::Relu, precision);
+    cells_to_pixels(y, &cells, side, o.isqrt());
 }

@@ -60,8 +60,10 @@ pub(super) struct Kernel {
     pub lanes: usize,
     /// Values of k in a word.
     pub per_word: usize,
-    /// `w(r, s) = w[r*STRIDE + s*w_step]`
-    scratch: Micro,
+    /// Lanes of the narrow kernel: of the last panel, if that is enough for its rows.
+    narrow: usize,
+    /// `w(r, s) = w[r*STRIDE + s*w_step]`, by the number of lanes: all, and the narrow ones.
+    scratch: [Micro; 2],
     /// `w(r, s) = w[r + s*w_step]`
     pub columns: Micro,
 }
@@ -85,7 +87,8 @@ impl Kernel {
                         rows: $rows,
                         lanes,
                         per_word: $per_word,
-                        scratch,
+                        narrow: $width,
+                        scratch: [scratch, $narrow::<STRIDE>],
                         columns,
                     };
                     all.push(match m <= $width {
@@ -105,7 +108,15 @@ impl Kernel {
             }
         }
         let _ = (precision, m, k);
-        all.push(Kernel { rows: 4, lanes: 8, per_word: 1, scratch: plain::<STRIDE>, columns: plain::<1> });
+        let scratch: Micro = plain::<STRIDE>;
+        all.push(Kernel {
+            rows: 4,
+            lanes: 8,
+            per_word: 1,
+            narrow: 8,
+            scratch: [scratch; 2],
+            columns: plain::<1>,
+        });
         all
     }
 }
@@ -118,7 +129,8 @@ pub(super) struct Packed<'a> {
 }
 
 impl<'a> Packed<'a> {
-    /// Packs `m` rows of `parts * len` values; `row(i, part)` has `len` of row `i`, or none for zeros. Rows up to the next full panel are zero.
+    /// Packs `m` rows of `parts * len` values; `row(i, part)` has `len` of row `i`, or none for zeros. Rows up to the end of the last panel,
+    /// which is a narrow one where that is enough, are zero.
     pub fn new<'x>(
         buffer: &'a mut Buffer,
         m: usize,
@@ -128,12 +140,15 @@ impl<'a> Packed<'a> {
     ) -> Self {
         let (lanes, per_word) = (kernel.lanes, kernel.per_word);
         let steps = len / per_word;
-        let words = buffer.words(m.next_multiple_of(lanes) * parts * steps);
+        let words = buffer.words(m.next_multiple_of(kernel.narrow) * parts * steps);
         if steps > 0 {
-            words.par_chunks_exact_mut(lanes * steps).enumerate().for_each(|(i, to)| {
-                let (panel, part) = (i / parts, i % parts);
-                let row = |lane| if panel * lanes + lane < m { row(panel * lanes + lane, part) } else { &[] };
-                pack(to, lanes, per_word, row);
+            words.par_chunks_mut(lanes * parts * steps).enumerate().for_each(|(panel, to)| {
+                let lanes_here = to.len() / (parts * steps);
+                let row =
+                    |lane, part| if panel * lanes + lane < m { row(panel * lanes + lane, part) } else { &[] };
+                for (part, to) in to.chunks_exact_mut(lanes_here * steps).enumerate() {
+                    pack(to, lanes_here, per_word, |lane| row(lane, part));
+                }
             });
         }
         Self { words, k: parts * len, kernel }
@@ -146,7 +161,7 @@ impl<'a> Packed<'a> {
         const READ: usize = 12;
         let Kernel { rows, lanes, .. } = self.kernel;
         let (blocks, panels) =
-            (n.div_ceil(rows), self.words.len() / lanes / (self.k / self.kernel.per_word).max(1));
+            (n.div_ceil(rows), self.words.len().div_ceil(lanes * (self.k / self.kernel.per_word).max(1)));
         let threads = rayon::current_num_threads();
         let (fewest, most) = (blocks.div_ceil(TILE_ROWS / rows).max(1), panels.div_ceil(TASK_PANELS).max(1));
         let splits = (fewest..=4 * fewest).flat_map(|t| (most..=4 * most).map(move |c| (t, c)));
@@ -170,9 +185,10 @@ impl<'a> Packed<'a> {
         n: Range<usize>,
         m: Range<usize>,
     ) -> usize {
-        let Kernel { rows: block, lanes, per_word, scratch: run, .. } = self.kernel;
+        let Kernel { rows: block, lanes, per_word, narrow, scratch: [wide_run, narrow_run], .. } =
+            self.kernel;
         let (first, rows) = (n.start, n.len());
-        let (stride, steps) = (m.len().next_multiple_of(lanes), self.k / per_word);
+        let (stride, steps) = (m.len().next_multiple_of(narrow), self.k / per_word);
         let panels = &self.words[m.start * steps..(m.start + stride) * steps];
         let yt = yt.floats(TILE_ROWS * stride);
         if steps == 0 {
@@ -184,11 +200,15 @@ impl<'a> Packed<'a> {
             for (r, to) in scratch.chunks_exact_mut(STRIDE).take(rows).enumerate() {
                 fill(&mut to[..len], w, (first + r) * self.k + word * per_word, per_word);
             }
-            for (p, panel) in panels.chunks_exact(lanes * steps).enumerate() {
-                let x = &panel[word * lanes..(word + len) * lanes];
+            for (p, panel) in panels.chunks(lanes * steps).enumerate() {
+                let lanes_here = panel.len() / steps;
+                let run = if lanes_here == lanes { wide_run } else { narrow_run };
+                let x = &panel[word * lanes_here..(word + len) * lanes_here];
                 for r in (0..rows).step_by(block) {
                     let (w, y) = (&scratch[r * STRIDE..], &mut yt[r * stride + p * lanes..]);
-                    assert!(w.len() >= (block - 1) * STRIDE + len && y.len() >= (block - 1) * stride + lanes);
+                    assert!(
+                        w.len() >= (block - 1) * STRIDE + len && y.len() >= (block - 1) * stride + lanes_here
+                    );
                     // SAFETY: by the assertion and the slice of `x`, every element that the kernel touches is inside; `Kernel::new` chose
                     // one whose instructions this CPU has.
                     unsafe { run(len, w.as_ptr(), 1, x.as_ptr(), y.as_mut_ptr(), stride, word > 0) };
@@ -210,8 +230,8 @@ pub(super) fn pack<'x>(to: &mut [u32], lanes: usize, per_word: usize, row: impl 
             // SAFETY: the CPU has the features; by the assertion each row has its words, and `to` has `steps * lanes`.
             unsafe {
                 match per_word {
-                    1 => x86::pack::<1>(&mut to[lane..], lanes, 16.min(lanes - lane), steps, rows),
-                    _ => x86::pack::<2>(&mut to[lane..], lanes, 16.min(lanes - lane), steps, rows),
+                    1 => x86::pack_f32(&mut to[lane..], lanes, 16.min(lanes - lane), steps, rows),
+                    _ => x86::pack_bf16(&mut to[lane..], lanes, 16.min(lanes - lane), steps, rows),
                 }
             }
         }
@@ -271,6 +291,7 @@ pub(super) fn pair(a: f32, b: f32) -> u32 {
 }
 
 /// Values of an even number as words of two.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
 pub(super) fn pairs(x: &[f32]) -> Vec<u32> {
     x.as_chunks().0.iter().map(|&[a, b]| pair(a, b)).collect()
 }
@@ -472,37 +493,37 @@ mod x86 {
         }
     }
 
-    /// `to[s*lanes + i]` = word `s` of row `i` for `count` rows.
-    ///
-    /// # Safety
-    /// The CPU has AVX-512 (and its BF16 for two values a word); rows that are not empty have `steps` words.
-    #[target_feature(enable = "avx512f")]
-    pub unsafe fn pack<const PER_WORD: usize>(
-        to: &mut [u32],
-        lanes: usize,
-        count: usize,
-        steps: usize,
-        rows: [&[f32]; 16],
-    ) {
-        for from in (0..steps).step_by(16) {
-            let n = 16.min(steps - from);
-            let mut words = [_mm512_setzero_ps(); 16];
-            for (words, row) in words.iter_mut().zip(rows).filter(|(_, row)| !row.is_empty()) {
-                // SAFETY: the row has the words, by the caller's promise.
-                *words = unsafe {
-                    match PER_WORD {
-                        1 => words_f32(row.as_ptr(), from, n),
-                        _ => words_bf16(row.as_ptr(), from, n),
+    /// `$name`: `to[s*lanes + i]` = word `s` of row `i` for `count` rows.
+    macro_rules! pack {
+        ($name:ident, $features:literal, $words:ident) => {
+            /// # Safety
+            /// The CPU has the features; rows that are not empty have `steps` words.
+            #[target_feature(enable = $features)]
+            pub unsafe fn $name(
+                to: &mut [u32],
+                lanes: usize,
+                count: usize,
+                steps: usize,
+                rows: [&[f32]; 16],
+            ) {
+                for from in (0..steps).step_by(16) {
+                    let n = 16.min(steps - from);
+                    let mut words = [_mm512_setzero_ps(); 16];
+                    for (words, row) in words.iter_mut().zip(rows).filter(|(_, row)| !row.is_empty()) {
+                        // SAFETY: the row has the words, by the caller's promise.
+                        *words = unsafe { $words(row.as_ptr(), from, n) };
                     }
-                };
+                    for (i, words) in transpose(words).into_iter().enumerate().take(n) {
+                        let to = &mut to[(from + i) * lanes..][..count];
+                        // SAFETY: the mask keeps the store inside the slice.
+                        unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr().cast(), first(count), words) };
+                    }
+                }
             }
-            for (i, words) in transpose(words).into_iter().enumerate().take(n) {
-                let to = &mut to[(from + i) * lanes..][..count];
-                // SAFETY: the mask keeps the store inside the slice.
-                unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr().cast(), first(count), words) };
-            }
-        }
+        };
     }
+    pack!(pack_f32, "avx512f", words_f32);
+    pack!(pack_bf16, "avx512f,avx512bf16", words_bf16);
 
     /// See [`super::store_transposed`].
     ///

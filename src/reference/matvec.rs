@@ -28,9 +28,8 @@ impl<'a> Few<'a> {
             && k.is_multiple_of(32)
             && weights.iter().all(|w| matches!(w, Weights::Bf16(_)))
             && has_avx512();
-        let narrow = |x: &[f32]| super::gemm::pairs(x);
-        let pairs = (precision == Precision::Bf16 && super::has_bf16()).then(|| narrow(x));
-        fits.then_some(Self { x, m, k, pairs })
+        let narrow = fits && precision == Precision::Bf16 && super::has_bf16();
+        fits.then(|| Self { x, m, k, pairs: narrow.then(|| super::gemm::pairs(x)) })
     }
 
     /// Weight rows of one task, for `n` in all: whole vectors, and tasks enough that every thread is busy to the end.
@@ -70,8 +69,10 @@ mod x86 {
     use half::bf16;
     use std::arch::x86_64::*;
 
-    /// How far ahead of the sums a weight row is fetched, in elements: 8 lines.
-    const AHEAD: usize = 256;
+    /// How far ahead of the sums weights are fetched, in elements: 16 lines of each of 16 rows, into L2, as rows a multiple of 4 KB apart
+    /// share the 12 ways of one L1 set. Past a row's end the next 16 rows begin. With two or four groups of rows at once, which would
+    /// hide the latency of the sums, the weights came at two thirds of this speed or less: too many streams (2026-11-25, Zen 5).
+    const AHEAD: usize = 512;
 
     /// Word `j` of row `i` becomes word `i` of row `j`.
     #[inline]
@@ -135,10 +136,11 @@ mod x86 {
                 let row: [*const bf16; 16] = std::array::from_fn(|r| w[r.min(n - 1) * k..].as_ptr());
                 let mut sums = [_mm512_setzero_ps(); M];
                 for at in (0..k).step_by(32) {
+                    let ahead = if at + AHEAD < k { at + AHEAD } else { at + AHEAD + 15 * k };
                     // SAFETY: `at + 32 <= k` elements of each row are inside `w`, and `m * k` of `x` by the assertion; a prefetch may be anywhere.
                     unsafe {
                         let words = std::array::from_fn(|r| {
-                            _mm_prefetch::<_MM_HINT_T0>(row[r].wrapping_add(at + AHEAD).cast());
+                            _mm_prefetch::<_MM_HINT_T1>(row[r].wrapping_add(ahead).cast());
                             _mm512_loadu_si512(row[r].add(at).cast())
                         });
                         for (j, word) in transpose(words).into_iter().enumerate() {

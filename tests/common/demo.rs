@@ -96,6 +96,7 @@ pub fn expect_near_published_masks(engine: &mut Engine) {
                 iou >= least || differ <= 12.5,
                 "{name}: IoU {iou} with the published f32 mask, {differ:.0} pixels differ; expected at least {least}"
             );
+            assert_eq!((answer.area, answer.bbox), (answer.mask.area(), answer.mask.bbox()), "{name}");
             assert_eq!(answer.no_target, e["alone"]["reject"].as_bool().unwrap(), "{name}: decision");
             ious.push(iou);
             plain_sum += plain[&name];

@@ -13,7 +13,7 @@ mod transfer;
 mod weights;
 
 pub use sim::{reset_simulator, simulator_report};
-pub use transfer::{Download, Upload, Uploader};
+pub use transfer::Download;
 
 use super::{Choice, Device, Fetch, Seen, Values};
 use crate::graph::{DType, Place, Tensor};
@@ -77,6 +77,11 @@ pub fn compiler() -> &'static str {
 /// Names of the kernels, by file.
 pub fn kernels() -> impl Iterator<Item = (&'static str, &'static [&'static str])> {
     KERNELS.iter().map(|k| (k.name, k.entries))
+}
+
+/// Fat binaries of the kernels' machine code, by file; none in a build of PTX alone.
+pub fn machine_code() -> impl Iterator<Item = (&'static str, &'static [u8])> {
+    KERNELS.iter().filter_map(|k| Some((k.name, k.fatbin?)))
 }
 
 /// What ptxas gave a kernel for an architecture.
@@ -187,7 +192,6 @@ pub struct Cuda {
     weights_at: HashMap<Place, u64>,
     weights: Bound,
     transfers: RefCell<Transfers>,
-    uploader: Arc<Uploader>,
     downloads: Arc<Downloads>,
     stream: Stream,
     /// After the last plan that was queued and not waited for.
@@ -280,7 +284,6 @@ impl Cuda {
             weights_at: HashMap::new(),
             weights,
             transfers: RefCell::new(Transfers::new()?),
-            uploader: Arc::new(Uploader::new(choice, Arc::clone(&context))?),
             downloads: Arc::new(Downloads::new(choice, Arc::clone(&context))),
             queued: None,
             stream: Stream::new()?,
@@ -504,22 +507,6 @@ impl Device for Cuda {
 
     fn write_u8(&mut self, t: &Tensor, data: &[u8]) -> Result<()> {
         self.write_bytes(t, data)
-    }
-
-    fn uploader(&self) -> Option<Arc<Uploader>> {
-        Some(Arc::clone(&self.uploader))
-    }
-
-    fn write_uploaded(&mut self, t: &Tensor, data: &Upload) -> Result<()> {
-        let at = self.place_for(t, data.bytes())?;
-        let copy = || {
-            self.context.enter()?;
-            let mut transfers = self.transfers.borrow_mut();
-            transfers.after(self.queued.as_ref())?;
-            // SAFETY: as in `write_bytes`.
-            unsafe { transfers.take(at, data) }
-        };
-        copy().map_err(|e| self.error(&format!("a place for `{}`", t.name), e))
     }
 
     fn read_i32(&self, t: &Tensor) -> Result<Vec<i32>> {

@@ -1,13 +1,16 @@
 //! Copies between host and device: pinned memory and a stream of their own, so that they run beside kernels and beside the CPU's work.
 
-use super::driver::{Context, Driver, Event, Memory, Pinned, Stream, name};
+use super::driver::{Context, Driver, Event, Pinned, Stream, name};
 use crate::device::Choice;
 use crate::{Error, Result};
 use cudarc::driver::result as cu;
+use rayon::prelude::*;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Bytes of each of the two pinned pieces that data passes through.
 const PIECE: usize = 8 << 20;
+/// Bytes of a piece that one thread fills: reading a mapped file takes several to keep up with the copies.
+const PART: usize = 1 << 20;
 
 /// Two pinned pieces: while one is copied, the other is filled or emptied. Small uploads stand side by side in a piece, so that many can be
 /// queued behind a plan that runs.
@@ -55,27 +58,12 @@ impl Transfers {
             let piece = &mut self.pieces[self.next];
             let staged = &mut piece.memory.bytes_mut()[piece.used..][..part.len()];
             piece.used += part.len();
-            staged.copy_from_slice(part);
+            fill(staged, part);
             // SAFETY: the caller's promise; these bytes of the piece are not touched before `done`.
             unsafe { cu::memcpy_htod_async(to + (i * PIECE) as u64, staged, self.stream.raw()) }?;
             piece.done.record(&self.stream)?;
             progress(part.len());
         }
-        self.uploaded.record(&self.stream)?;
-        self.pending = true;
-        Ok(())
-    }
-
-    /// Queues the copy of an upload to address `to`.
-    ///
-    /// # Safety
-    /// As [`upload`](Self::upload).
-    pub unsafe fn take(&mut self, to: u64, upload: &Upload) -> Driver<()> {
-        let Some(slot) = &upload.slot else { return Ok(()) };
-        self.stream.wait_for(&slot.uploaded)?;
-        // SAFETY: the caller's promise; the slot holds at least that many bytes.
-        unsafe { cu::memcpy_dtod_async(to, slot.device.at, upload.bytes, self.stream.raw()) }?;
-        slot.taken.record(&self.stream)?;
         self.uploaded.record(&self.stream)?;
         self.pending = true;
         Ok(())
@@ -219,119 +207,10 @@ impl Drop for Download {
     }
 }
 
-/// Copies to the device from any thread, while a plan runs: what is uploaded then is there when the next one starts.
-///
-/// An upload lies in memory of its own, pinned on the host and on the device, until [`Device::write_uploaded`](crate::device::Device::write_uploaded)
-/// has taken it; that memory is used again, so uploads of sizes that were seen before allocate nothing.
-pub struct Uploader {
-    free: Mutex<Vec<Slot>>,
-    stream: Stream,
-    choice: Choice,
-    context: Arc<Context>,
-}
-
-// SAFETY: a stream may be used from any thread; the slots are behind a lock.
-unsafe impl Send for Uploader {}
-// SAFETY: as above.
-unsafe impl Sync for Uploader {}
-
-struct Slot {
-    host: Pinned,
-    device: Memory,
-    /// After the copy to the device.
-    uploaded: Event,
-    /// After the copy from there to where it is used.
-    taken: Event,
-}
-
-/// Bytes that are on the device, or on their way.
-pub struct Upload {
-    slot: Option<Slot>,
-    bytes: usize,
-    home: Arc<Uploader>,
-}
-
-// SAFETY: driver objects may be used from any thread.
-unsafe impl Send for Upload {}
-
-impl Uploader {
-    pub(super) fn new(choice: Choice, context: Arc<Context>) -> Driver<Self> {
-        Ok(Self { free: Mutex::default(), stream: Stream::new()?, choice, context })
+/// Copies `from` to `to`, large ones by all threads.
+fn fill(to: &mut [u8], from: &[u8]) {
+    if from.len() <= PART {
+        return to.copy_from_slice(from);
     }
-
-    fn free(&self) -> MutexGuard<'_, Vec<Slot>> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Queues a copy of `data` to the device; returns when `data` may change.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if the driver fails, out of memory included: the same bytes can be written without it.
-    pub fn upload(self: &Arc<Self>, data: &[u8]) -> Result<Upload> {
-        self.queue(data).map_err(|e| Error::Device {
-            device: self.choice.to_string(),
-            expected: format!("an upload of {} bytes", data.len()),
-            found: name(e),
-        })
-    }
-
-    fn queue(self: &Arc<Self>, data: &[u8]) -> Driver<Upload> {
-        self.context.enter()?;
-        let kept = {
-            let mut free = self.free();
-            let fits = |s: &(usize, &Slot)| s.1.device.bytes >= data.len();
-            let best = free.iter().enumerate().filter(fits).min_by_key(|s| s.1.device.bytes).map(|s| s.0);
-            best.map(|i| free.swap_remove(i))
-        };
-        let mut slot = match kept {
-            Some(slot) => slot,
-            None => {
-                let bytes = data.len().next_power_of_two();
-                let (host, device) = (Pinned::new(bytes)?, Memory::new(bytes)?);
-                Slot { host, device, uploaded: Event::new()?, taken: Event::new()? }
-            }
-        };
-        let mut copied = || {
-            slot.uploaded.wait()?;
-            self.stream.wait_for(&slot.taken)?;
-            let staged = &mut slot.host.bytes_mut()[..data.len()];
-            staged.copy_from_slice(data);
-            if !staged.is_empty() {
-                // SAFETY: the slot is nobody else's, and its memory is not touched before `uploaded`.
-                unsafe { cu::memcpy_htod_async(slot.device.at, staged, self.stream.raw()) }?;
-            }
-            slot.uploaded.record(&self.stream)
-        };
-        match copied() {
-            Ok(()) => Ok(Upload { slot: Some(slot), bytes: data.len(), home: Arc::clone(self) }),
-            Err(e) => {
-                let _ = self.stream.wait();
-                Err(e)
-            }
-        }
-    }
-}
-
-impl Drop for Uploader {
-    fn drop(&mut self) {
-        if self.context.enter().is_ok() {
-            let _ = self.stream.wait();
-            self.free().clear();
-        }
-    }
-}
-
-impl Upload {
-    /// Bytes of it.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-}
-
-impl Drop for Upload {
-    fn drop(&mut self) {
-        if let Some(slot) = self.slot.take() {
-            self.home.free().push(slot);
-        }
-    }
+    to.par_chunks_mut(PART).zip(from.par_chunks(PART)).for_each(|(to, from)| to.copy_from_slice(from));
 }
