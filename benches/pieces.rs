@@ -55,7 +55,7 @@ fn request(dir: &str, precision: Precision) {
         }
     });
     let (width, height) = (640, 480);
-    let data = (0..3 * width * height).map(|i| (i * 2_654_435_761 >> 12) as u8).collect();
+    let data = (0..3 * width * height).map(|i| ((i * 2_654_435_761) >> 12) as u8).collect();
     let picture = Rgb::new(width, height, data).expect("a picture");
     let prompts = engine.prompts().expect("prompts");
     let sequence = prompts.joint(&EXPRESSIONS).expect("a prompt");
