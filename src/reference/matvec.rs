@@ -34,7 +34,7 @@ impl<'a> Few<'a> {
 
     /// Weight rows of one task, for `n` in all: whole vectors, and tasks enough that every thread is busy to the end.
     pub fn task_rows(&self, n: usize) -> usize {
-        n.div_ceil(6 * rayon::current_num_threads()).next_multiple_of(16).min(192)
+        n.div_ceil(6 * rayon::current_num_threads()).next_multiple_of(16).min(96)
     }
 
     /// `yt[n, m] = Σ_k w[n, k] * x[m, k]` for the weight rows `n`; returns the distance of its rows, which is m.
