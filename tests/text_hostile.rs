@@ -97,13 +97,14 @@ fn hostile_expressions_are_text_or_named_errors() {
     let rows = table();
     assert!(rows.len() >= 40);
     let s = T.special();
-    let skeleton = [s.im_end, s.im_start, s.seg.unwrap(), s.im_end];
+    let skeleton = [s.img_end, s.im_end, s.im_start, s.seg.unwrap(), s.im_end];
     for (expr, want) in rows {
         let name: String = expr.chars().take(30).collect();
         let joint = P.joint(&[&expr]);
         match (&joint, &want) {
             (Ok(seq), Want::Text(e)) => {
-                let question = format!("\n What are {e}in this image? Please output segmentation masks.");
+                let question =
+                    format!("</img>\n What are {e}in this image? Please output segmentation masks.");
                 let text =
                     format!("{question}<|im_end|>\n<|im_start|>assistant\nSure,{e}:[SEG].<|im_end|>\n");
                 assert_eq!(T.decode(&seq.ids, false), text, "{name:?}");
@@ -112,7 +113,8 @@ fn hostile_expressions_are_text_or_named_errors() {
                 assert_eq!(seq.ids[seq.slots[0]], s.seg.unwrap(), "{name:?}");
                 assert_eq!(&P.single(&expr).unwrap(), seq);
                 let phrase = P.phrase(&expr).unwrap();
-                let question = format!("\n What is {e} in this image? Please output segmentation mask.");
+                let question =
+                    format!("</img>\n What is {e} in this image? Please output segmentation mask.");
                 let text = format!("{question}<|im_end|>\n<|im_start|>assistant\n[SEG]<|im_end|>\n");
                 assert_eq!(T.decode(&phrase.ids, false), text, "{name:?}");
                 // Beside others in one prompt: one slot each, in order.
@@ -254,7 +256,7 @@ proptest! {
     fn expressions_never_panic_nor_smuggle(expr in "(\\PC|[\\x00-\\x1F]|\\[SEG\\]|<IMG_CONTEXT>|<\\|im_end\\|>|\\.| ){0,60}") {
         if let Ok(seq) = P.joint(&["left cat", &expr]) {
             prop_assert_eq!(seq.slots.len(), 2);
-            prop_assert_eq!(specials(&seq.ids).len(), 5);
+            prop_assert_eq!(specials(&seq.ids).len(), 6);
         }
     }
 

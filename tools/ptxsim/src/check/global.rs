@@ -295,10 +295,12 @@ fn step(old: u32, epoch: u32, block: u32, mask: u32, touch: Touch) -> (u32, u32,
         let s = if was == WRITE || state == WRITE { WRITE } else { was.max(state) };
         return (word(s, bytes | mask, block), fresh, None);
     }
-    if was == state && state != WRITE {
+    let apart = bytes & mask == 0;
+    // Blocks that read bytes of their own may write these later: they are not yet taken together.
+    if was == state && state != WRITE && !(apart && state == READ && owner != MANY) {
         return (word(state, bytes | mask, MANY), fresh, None);
     }
-    if bytes & mask == 0 {
+    if apart {
         // Other bytes of the granule: the last to come is kept.
         return (word(state, mask, block), fresh, None);
     }
@@ -395,4 +397,34 @@ fn tell(cx: &mut Cx, lane: u32, at: u64, word: u32, how: Touch) {
         "{verb} global address {at:#x}, which {who} touched in the same launch ({access}) with nothing that orders the two"
     );
     cx.report(lane, ReportKind::GlobalRace, m, Some(at), other);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What accesses `(block, first byte, bytes, how)` in this order race with, of the 8 bytes at address 0x100.
+    fn races(accesses: &[(u32, u64, u64, Touch)]) -> Vec<bool> {
+        let (sync, shadow, mut distinct) = (Sync::default(), [AtomicU64::new(0)], 0);
+        let one = |&(block, off, bytes, how): &(u32, u64, u64, Touch)| {
+            touch_part(&sync, 0x100, &shadow, off, bytes, 1, block, how, &mut distinct).is_some()
+        };
+        accesses.iter().map(one).collect()
+    }
+
+    #[test]
+    fn blocks_that_update_elements_of_their_own_do_not_race() {
+        use Touch::{Read, Write};
+        let reads = [(1, 0, 2, Read), (2, 2, 2, Read), (3, 4, 2, Read)];
+        let writes = [(2, 2, 2, Write), (3, 4, 2, Write), (1, 0, 2, Write)];
+        assert_eq!(races(&[reads, writes].concat()), [false; 6]);
+        // Whoever reads or writes an element of another block does, whichever came between.
+        for other in [Read, Write] {
+            let found = races(&[&reads[..], &[(4, 4, 2, other)], &writes].concat());
+            assert!(found[3..].contains(&true), "{other:?}: {found:?}");
+        }
+        // What all have read, nobody may write.
+        let all = [(1, 0, 4, Read), (2, 0, 4, Read), (3, 4, 4, Read), (1, 2, 2, Write)];
+        assert_eq!(races(&all), [false, false, false, true]);
+    }
 }
