@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 /// Relative L2 distance of the published bf16 implementation from its own f32 run at these widths, by stage; of dysample_offset, that of the
 /// convolution that it is made of.
-const PUBLISHED: [(&str, f64); 18] = [
+const PUBLISHED: [(&str, f64); 17] = [
     ("vit_layer.norm1", 1.599e-3),
     ("vit_layer.qkv", 2.302e-3),
     ("vit_layer.out", 5.847e-3),
