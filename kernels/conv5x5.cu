@@ -11,7 +11,7 @@
 // in shared memory, which is read two columns at a time; a thread makes kRows outputs of one column, and reads each of its 5*(kRows+4) inputs once.
 // Bytes: 6*Q*S*S, and the tiles' edges.
 
-#include "common.cuh"
+#include "conv5x5.cuh"
 
 constexpr int kWidth = 64, kHeight = 32, kRows = 8;     // == ops::conv5x5::{WIDTH, HEIGHT}
 constexpr int kBlock = kWidth * kHeight / kRows;        // == ops::conv5x5::BLOCK
@@ -22,13 +22,7 @@ conv5x5_bf16(float* y, const bf16* x, const bf16* w, const bf16* b, int S) {
     __shared__ __align__(8) float s_x[kTileHeight][kTileWidth], s_w[25];
     const int row0 = blockIdx.y * kHeight, col0 = blockIdx.x * kWidth;
     const size_t image = size_t(blockIdx.z) * S * S;
-    for (int e = threadIdx.x; e < kTileHeight * kTileWidth / 2; e += kBlock) {
-        const int i = e / (kTileWidth / 2), j = e % (kTileWidth / 2) * 2, row = row0 + i - 2, col = col0 + j - 2;
-        const bool inside = row >= 0 && row < S && col >= 0 && col < S;
-        const uint32_t pair = inside ? *reinterpret_cast<const uint32_t*>(x + image + size_t(row) * S + col) : 0;
-        *reinterpret_cast<float2*>(&s_x[i][j]) = widen2(pair);
-    }
-    if (threadIdx.x < 25) s_w[threadIdx.x] = __bfloat162float(w[threadIdx.x]);
+    stage<kBlock>(s_x, s_w, x + image, w, row0, col0, S);
     const float bias = __bfloat162float(b[0]);
     __syncthreads();
     float r_w[5][5];

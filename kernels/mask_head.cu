@@ -21,7 +21,7 @@
 
 #include <climits>
 
-#include "common.cuh"
+#include "conv5x5.cuh"
 
 constexpr int kBlock = 256;                // == ops::mask_head::BLOCK
 constexpr int kWidth = 64, kHeight = 32;   // == ops::mask_head::{WIDTH, HEIGHT}
@@ -65,13 +65,7 @@ mask_head_bf16(unsigned* bits, int* stats, float* p, const bf16* x, const bf16* 
     const int q = blockIdx.z, row0 = blockIdx.y * kHeight, col0 = blockIdx.x * kWidth;
     const bf16* image = x + size_t(q) * S * S;
     int* stat = stats + q * kStats;
-    for (int e = threadIdx.x; e < kInRows * kInCols / 2; e += kBlock) {
-        const int i = e / (kInCols / 2), j = e % (kInCols / 2) * 2, row = row0 + i - 2, col = col0 + j - 2;
-        const bool inside = row >= 0 && row < S && col >= 0 && col < S;
-        const uint32_t pair = inside ? *reinterpret_cast<const uint32_t*>(image + size_t(row) * S + col) : 0;
-        *reinterpret_cast<float2*>(&s_x[i][j]) = widen2(pair);
-    }
-    if (threadIdx.x < 25) s_w[threadIdx.x] = __bfloat162float(w[threadIdx.x]);
+    stage<kBlock>(s_x, s_w, image, w, row0, col0, S);
     const float bias = __bfloat162float(b[0]);
     __syncthreads();
     float r_w[5][5];
