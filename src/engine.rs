@@ -15,8 +15,8 @@ use crate::device::{self, Choice, Device};
 use crate::graph::{Node, Tensor};
 use crate::image::{Mask, Rgb};
 use crate::models::mllmseg::{
-    self, Image, Masks, Model, PictureData, PictureRoom, Pictures, Savings, Segment, States, System, Text,
-    write_rows,
+    self, Along, Image, Masks, Model, PictureData, PictureRoom, Pictures, Savings, Segment, States, System,
+    Text, write_rows,
 };
 use crate::ops::{DESCRIPTOR, KvCache, STATS};
 use crate::plan::Plan;
@@ -133,12 +133,10 @@ pub struct Timings {
     pub preprocess_ms: f64,
     /// Vision tower and projector.
     pub vision_ms: f64,
-    /// Language model over the image's tokens (and the system prompt's, the first time).
-    pub image_prefix_ms: f64,
+    /// Language model over the image's and the expressions' tokens (and the system prompt's, the first time).
+    pub llm_ms: f64,
     /// Mask decoder, the part that no expression touches.
     pub decoder_image_ms: f64,
-    /// Language model over the expressions' tokens.
-    pub text_ms: f64,
     /// Mask decoder, the part of each expression.
     pub masks_ms: f64,
     /// Resize to the source's size, threshold.
@@ -201,8 +199,8 @@ struct Session {
     pictures: HashMap<[usize; 4], Kept<Pictures>>,
     /// By images.
     images: HashMap<[usize; 1], Kept<Image>>,
-    /// By rows, sequences and slots.
-    texts: HashMap<[usize; 3], Kept<Text>>,
+    /// By images whose rows come along, rows, sequences and slots.
+    texts: HashMap<[usize; 4], Kept<Text>>,
     /// By masks, words of masks, rows of hidden states, images, and whether probabilities are kept.
     masks: HashMap<[usize; 5], Kept<Masks>>,
 }
@@ -232,6 +230,17 @@ impl Slot<'_> {
     fn words(&self) -> usize {
         self.of.size[0].div_ceil(32) * self.of.size[1]
     }
+}
+
+/// The rows of a run's images, which stand before those of the sequences.
+#[derive(Clone, Default)]
+struct ImageRows {
+    ids: Vec<i32>,
+    segments: Vec<Segment>,
+    /// The first of [`Text::read`].
+    read: Vec<i32>,
+    /// [`Image::before`].
+    before: Vec<i32>,
 }
 
 /// Called with each answer: the picture's place, the expression's place, the answer.
@@ -545,11 +554,12 @@ impl Engine {
         let kv = states.kv_cache(&m.config, cap);
         let (system, system_io) = mllmseg::system(m, &mut states, &kv, prefix, savings)?;
         let img = savings.system_once.then_some(&system_io.img);
-        let (image, io) = mllmseg::image(m, &mut states, &kv, images, before, img, savings)?;
+        let (image, io) = mllmseg::image(m, &mut states, images)?;
         let side = pixels.div_ceil(masks.max(1)).clamp(1, prepare::MAX_DEVICE_PIXELS).isqrt();
         let room = PictureRoom::of(images, [side, side], m.config.force_image_size);
         let (pictures, _) = mllmseg::pictures(m, &mut states, &io.patches, images, room)?;
-        let (text, text_io) = mllmseg::text(m, &mut states, &kv, [rows, masks, masks], savings)?;
+        let along = Along { image: &io, system: before, img };
+        let (text, text_io) = mllmseg::text(m, &mut states, &kv, Some(along), [rows, masks, masks], savings)?;
         let (mask, _) =
             mllmseg::masks(m, &mut states, &io.sa, &text_io.t_q, masks, pixels.div_ceil(32), false, savings)?;
         let bytes = |t: &Tensor| (t.len() * t.dtype.bytes(act)) as u64;
@@ -585,11 +595,13 @@ impl Engine {
         let images: Vec<&Rgb> = pictures.iter().filter_map(|(_, p)| p.picture.as_ref()).collect();
         for (i, batch) in batches.iter().enumerate() {
             // With `image_once` the first batch fills what the others read.
-            if i == 0 || !self.options.savings.image_once {
+            let first = i == 0 || !self.options.savings.image_once;
+            if first {
                 self.prepare(&prefix, image_ids.len(), images.len(), longest)?;
-                self.see(&prefix, &image_ids, &images)?;
+                self.see(&images)?;
             }
-            self.answer(batch, images.len(), keep_probabilities, each)?;
+            let rows = first.then(|| self.image_rows(&prefix, &image_ids, images.len()));
+            self.answer(batch, images.len(), rows.as_ref(), keep_probabilities, each)?;
         }
         Ok(())
     }
@@ -655,39 +667,17 @@ impl Engine {
         Ok(())
     }
 
-    /// Runs the images: their K/V and the decoder's part stay for the expressions.
-    fn see(&mut self, prefix: &[u32], image_ids: &[u32], images: &[&Rgb]) -> Result<()> {
+    /// Runs the vision tower.
+    fn see(&mut self, images: &[&Rgb]) -> Result<()> {
         let session = self.session.as_mut().expect("prepared");
-        let (savings, act, b) = (self.options.savings, self.device.act_bytes(), images.len());
-        let (shared, per_image) = (session.shared, session.per_image);
-        let before = per_image - image_ids.len(); // rows of the system prompt, if it is not shared
-        let img = (shared > 0).then_some(&session.system.1.img);
-        let (states, first_own, kv, model) = (&mut session.states, session.kept, &session.kv, &self.model);
+        let (act, b, first_own) = (self.device.act_bytes(), images.len(), session.kept);
+        let (states, model) = (&mut session.states, &self.model);
         let image = kept(&mut session.images, [b], || {
             states.tensors.truncate(first_own);
-            let (graph, io) = mllmseg::image(model, states, kv, b, before, img, savings)?;
+            let (graph, io) = mllmseg::image(model, states, b)?;
             Ok(Kept { plan: Plan::new(graph, act)?, io, tensors: states.tensors[first_own..].to_vec() })
         })?;
         image.tensors.iter().try_for_each(|t| self.device.allocate(t))?;
-        let io = &image.io;
-        let context = self.tokenizer.special().img_context;
-        let mut patch = 0;
-        let mut ids = Vec::with_capacity(b * per_image);
-        for _ in images {
-            ids.extend(prefix[shared..].iter().chain(image_ids).map(|&id| {
-                if id == context {
-                    patch += 1;
-                    -patch
-                } else {
-                    id as i32
-                }
-            }));
-        }
-        let segment = |i: usize| Segment {
-            rows: (i * per_image, per_image),
-            seen: [(0, shared), (0, 0)],
-            kv: shared + i * per_image,
-        };
         let data = PictureData::new(images.iter().copied(), model.config.force_image_size);
         let PictureRoom { bytes, tables, lines } = data.room();
         let few = |n: usize, step| bucket(self.device.as_ref(), n, step);
@@ -700,37 +690,60 @@ impl Engine {
         let pictures = kept(&mut session.pictures, [b, room.bytes, room.tables, room.lines], || {
             states.tensors.truncate(session.kept);
             states.tensors.extend_from_slice(&image.tensors);
-            let (graph, io) = mllmseg::pictures(model, states, &io.patches, b, room)?;
+            let (graph, io) = mllmseg::pictures(model, states, &image.io.patches, b, room)?;
             Ok(Kept { plan: Plan::new(graph, act)?, io, tensors: states.tensors[first_own..].to_vec() })
         })?;
         pictures.tensors.iter().try_for_each(|t| self.device.allocate(t))?;
         data.write(self.device.as_mut(), &pictures.io)?;
         run(self.device.as_mut(), "pictures", &pictures.plan, &mut self.timings, &mut self.observer)?;
-        write_rows(self.device.as_mut(), &io.rows, &ids, &(0..b).map(segment).collect::<Vec<_>>())?;
-        // The hidden states of <img> and of all context tokens but the last predict the context tokens.
-        let tokens = image_ids.len();
-        let read = |i: usize| match (i % tokens, img.is_some()) {
-            (0, true) => 0,
-            (_, true) => -(i as i32), // row i - 1
-            (token, false) => (i / tokens * per_image + before + token - 1) as i32,
-        };
-        self.device.write_i32(&io.read, &(0..io.read.len()).map(read).collect::<Vec<_>>())?;
         run(self.device.as_mut(), "image", &image.plan, &mut self.timings, &mut self.observer)
     }
 
-    /// Runs a batch of sequences about the `images` that were just seen, and their masks; in halves where memory is short.
+    /// The rows of `b` images.
+    fn image_rows(&self, prefix: &[u32], image_ids: &[u32], b: usize) -> ImageRows {
+        let Session { shared, per_image, .. } = *self.session.as_ref().expect("prepared");
+        let (context, tokens) = (self.tokenizer.special().img_context, image_ids.len());
+        let one: Vec<u32> = prefix[shared..].iter().chain(image_ids).copied().collect();
+        let mut patch = 0;
+        let ids = (0..b).flat_map(|_| &one).map(|&id| {
+            if id == context {
+                patch += 1;
+                -patch
+            } else {
+                id as i32
+            }
+        });
+        let segment = |i: usize| Segment {
+            rows: (i * per_image, per_image),
+            seen: [(0, shared), (0, 0)],
+            kv: shared + i * per_image,
+        };
+        // An image token is predicted by the row before it. The first one's is <img>, whose state is at hand where the system prompt is shared.
+        let own = usize::from(shared == 0);
+        let row = |i: usize| i / tokens * per_image + (per_image - tokens) + i % tokens - own;
+        ImageRows {
+            ids: ids.collect(),
+            segments: (0..b).map(segment).collect(),
+            read: (0..b * tokens).map(|i| row(i) as i32).collect(),
+            before: (0..b * tokens).map(|i| if i % tokens == 0 { 0 } else { -(i as i32) }).collect(),
+        }
+    }
+
+    /// Runs a batch of sequences about the `images` that were just seen, and their masks; in halves where memory is short. The first batch
+    /// takes the images' `rows` along.
     fn answer(
         &mut self,
         batch: &[Asking],
         images: usize,
+        rows: Option<&ImageRows>,
         keep_probabilities: bool,
         each: Each,
     ) -> Result<()> {
-        match self.answer_together(batch, images, keep_probabilities, each) {
+        match self.answer_together(batch, images, rows, keep_probabilities, each) {
             Err(Error::OutOfMemory { .. }) if batch.len() > 1 => {
                 let (a, b) = batch.split_at(batch.len() / 2);
-                self.answer(a, images, keep_probabilities, each)?;
-                self.answer(b, images, keep_probabilities, each)
+                self.answer(a, images, rows, keep_probabilities, each)?;
+                self.answer(b, images, None, keep_probabilities, each)
             }
             other => other,
         }
@@ -740,20 +753,25 @@ impl Engine {
         &mut self,
         batch: &[Asking],
         images: usize,
+        along: Option<&ImageRows>,
         keep_probabilities: bool,
         each: Each,
     ) -> Result<()> {
         let session = self.session.as_mut().expect("prepared");
         let (shared, per_image) = (session.shared, session.per_image);
         let text_kv = shared + session.max_images * per_image;
-        let (mut segments, mut slots, mut t) = (Vec::new(), Vec::new(), 0);
+        let none = ImageRows::default();
+        let ImageRows { mut ids, mut segments, mut read, before } = along.unwrap_or(&none).clone();
+        let (of_images, own) = (segments.len(), ids.len()); // of the images
+        let (mut slots, mut t) = (Vec::new(), 0);
         for a in batch {
             let Asked { sequence, expressions } = a.asked;
             let len = sequence.ids.len();
             let seen = [(0, shared), (shared + a.image * per_image, per_image)];
-            segments.push(Segment { rows: (t, len), seen, kv: text_kv + t });
+            segments.push(Segment { rows: (own + t, len), seen, kv: text_kv + t });
             // The state before a slot predicts it.
-            let slot = |(&expression, &p): (&usize, &usize)| Slot { of: *a, expression, row: t + p - 1 };
+            let slot =
+                |(&expression, &p): (&usize, &usize)| Slot { of: *a, expression, row: own + t + p - 1 };
             slots.extend(expressions.iter().zip(&sequence.slots).map(slot));
             t += len;
         }
@@ -761,28 +779,35 @@ impl Engine {
         let rows = bucket(self.device.as_ref(), t, TEXT_STEP);
         // Rows that only fill the bucket are a sequence of their own, which nobody reads.
         let padding =
-            (rows > t).then_some(Segment { rows: (t, rows - t), seen: [(0, 0); 2], kv: text_kv + t });
+            (rows > t).then_some(Segment { rows: (own + t, rows - t), seen: [(0, 0); 2], kv: text_kv + t });
         segments.extend(padding);
         let few = |n: usize| if self.device.keeps_plans() { n.next_power_of_two() } else { n };
-        let shape = [rows, few(segments.len()), few(slots.len())];
+        let shape = [rows, few(segments.len() - of_images), few(slots.len())];
         let image = &session.images[&[images]];
         let first_text = session.kept + image.tensors.len();
         let (states, kv, model) = (&mut session.states, &session.kv, &self.model);
-        let text = kept(&mut session.texts, shape, || {
+        let text = kept(&mut session.texts, [of_images, shape[0], shape[1], shape[2]], || {
             states.tensors.truncate(session.kept);
             states.tensors.extend_from_slice(&image.tensors);
-            let (graph, io) = mllmseg::text(model, states, kv, shape, savings)?;
+            let along = along.map(|_| Along {
+                image: &image.io,
+                system: own / images - image.io.before.len() / images,
+                img: (shared > 0).then_some(&session.system.1.img),
+            });
+            let (graph, io) = mllmseg::text(model, states, kv, along, shape, savings)?;
             Ok(Kept { plan: Plan::new(graph, act)?, io, tensors: states.tensors[first_text..].to_vec() })
         })?;
         text.tensors.iter().try_for_each(|t| self.device.allocate(t))?;
-        let mut ids: Vec<i32> =
-            batch.iter().flat_map(|a| a.asked.sequence.ids.iter().map(|&id| id as i32)).collect();
-        ids.resize(rows, 0);
-        segments.resize(shape[1], Segment { rows: (rows, 0), seen: [(0, 0); 2], kv: 0 });
+        ids.extend(batch.iter().flat_map(|a| a.asked.sequence.ids.iter().map(|&id| id as i32)));
+        ids.resize(own + rows, 0);
+        segments.resize(of_images + shape[1], Segment { rows: (own + rows, 0), seen: [(0, 0); 2], kv: 0 });
         write_rows(self.device.as_mut(), &text.io.rows, &ids, &segments)?;
-        let mut read: Vec<i32> = slots.iter().map(|s| s.row as i32).collect();
-        read.resize(shape[2], 0);
+        read.extend(slots.iter().map(|s| s.row as i32));
+        read.resize(text.io.read.len(), 0);
         self.device.write_i32(&text.io.read, &read)?;
+        if along.is_some() {
+            self.device.write_i32(&image.io.before, &before)?;
+        }
         run(self.device.as_mut(), "text", &text.plan, &mut self.timings, &mut self.observer)?;
         let tokens = self.device.read_i32(&text.io.token)?;
 
@@ -882,9 +907,8 @@ fn run(
     device.run(plan, each, &mut |_, node, time, _| {
         let stage = match (graph, node.name.split('.').next()) {
             (_, Some("vit" | "mlp1")) => &mut timings.vision_ms,
-            ("system" | "image", Some("llm")) => &mut timings.image_prefix_ms,
-            ("image", _) => &mut timings.decoder_image_ms,
-            ("text", _) => &mut timings.text_ms,
+            ("system" | "text", Some("llm")) => &mut timings.llm_ms,
+            ("text", _) => &mut timings.decoder_image_ms,
             (_, Some("out")) => &mut timings.resize_ms,
             _ => &mut timings.masks_ms,
         };

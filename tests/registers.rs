@@ -11,7 +11,7 @@ use mllmseg::device::cuda::{self, Usage};
 use mllmseg::device::gpu::{ARCHS, occupancy};
 use mllmseg::graph::Graph;
 use mllmseg::models::chat;
-use mllmseg::models::mllmseg::{self as model, Model, PictureRoom, Savings, States};
+use mllmseg::models::mllmseg::{self as model, Along, Model, PictureRoom, Savings, States};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -43,12 +43,14 @@ fn add_model(launches: &mut Launches, checkpoint: &Arc<Checkpoint>) {
             let kv = s.kv_cache(&m.config, 4096);
             let (system, system_io) = model::system(&m, s, &kv, 60, savings).unwrap();
             let (before, img) = if savings.system_once { (0, Some(&system_io.img)) } else { (60, None) };
-            let (image, io) = model::image(&m, s, &kv, images, before, img, savings).unwrap();
-            let (text, text_io) = model::text(&m, s, &kv, [rows, q, q], savings).unwrap();
+            let (image, io) = model::image(&m, s, images).unwrap();
+            let along = Along { image: &io, system: before, img };
+            let (text, text_io) = model::text(&m, s, &kv, Some(along), [rows, q, q], savings).unwrap();
+            let (more, _) = model::text(&m, s, &kv, None, [rows, q, q], savings).unwrap();
             let masks = model::masks(&m, s, &io.sa, &text_io.t_q, q, q << 11, false, savings).unwrap().0;
             let room = PictureRoom { bytes: images << 20, tables: images << 12, lines: images << 10 };
             add(launches, &model::pictures(&m, s, &io.patches, images, room).unwrap().0);
-            for graph in [&system, &image, &text, &masks] {
+            for graph in [&system, &image, &text, &more, &masks] {
                 add(launches, graph);
             }
         }

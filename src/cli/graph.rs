@@ -3,7 +3,7 @@
 use super::saving;
 use mllmseg::checkpoint::Checkpoint;
 use mllmseg::graph::Graph;
-use mllmseg::models::mllmseg::{self as model, Model, PictureRoom, Savings, States};
+use mllmseg::models::mllmseg::{self as model, Along, Model, PictureRoom, Savings, States};
 use mllmseg::plan::Plan;
 use mllmseg::{Error, Result};
 use std::process::ExitCode;
@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 /// Print the graphs that a model runs: nodes, shapes, FLOPs, bytes, arena
 ///
-/// There are five: `system` (once a model), `pictures` and `image` (once a picture), `text` (a batch of sequences), `masks` (a batch
-/// of expressions). Bytes are those of bf16 activations.
+/// There are five: `system` (once a model), `pictures` and `image` (once a picture: the vision tower), `text` (the language model over a
+/// batch of sequences, here the first one about a picture, whose rows come along), `masks` (a batch of expressions). Bytes are those of bf16 activations.
 #[derive(clap::Args)]
 pub struct Args {
     /// Checkpoint: a folder, or ORG/NAME in the Hugging Face cache
@@ -63,9 +63,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let s = &mut states;
     let (system_graph, system_io) = model::system(&m, s, &kv, system, savings)?;
     let img = savings.system_once.then_some(&system_io.img);
-    let (image_graph, image_io) = model::image(&m, s, &kv, 1, own, img, savings)?;
+    let (image_graph, image_io) = model::image(&m, s, 1)?;
     let room = PictureRoom::of(1, [args.size.1, args.size.0], m.config.force_image_size);
-    let (text_graph, text_io) = model::text(&m, s, &kv, [t, q, q], savings)?;
+    let along = Along { image: &image_io, system: own, img };
+    let (text_graph, text_io) = model::text(&m, s, &kv, Some(along), [t, q, q], savings)?;
     let words = q * args.size.0 * args.size.1.div_ceil(32);
     let graphs = [
         ("system", system_graph),

@@ -120,8 +120,8 @@ struct Rows {
     system: usize,
     image: usize,
     text: Vec<usize>,
-    /// Of the matrix in which the text's are packed.
-    text_packed: usize,
+    /// Of the matrix in which the image's and the text's are packed.
+    packed: usize,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
@@ -230,7 +230,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         cuda::profiler(false)?;
     }
     let mut rows = found.take();
-    asked.text_packed = text_rows(&rows);
+    asked.packed = packed_rows(&rows);
     rows.iter_mut().for_each(|r| r.repeated_flops = repeated_flops(r, &asked));
     let stages = sums(&rows, |r| format!("{} {}", r.graph, r.node.split('.').next().unwrap_or_default()));
     let stages: Vec<Row> = stages.into_iter().map(|(name, r)| Row { node: name, ..r }).collect();
@@ -264,11 +264,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
         println!();
         let text: usize = asked.text.iter().sum();
         println!(
-            "tokens: {} of the system prompt, {} of the image, {text} in {} sequences of text, which a matrix of {} rows holds",
+            "tokens: {} of the system prompt; {} of the image and {text} in {} sequences of text, which a matrix of {} rows holds",
             asked.system,
             asked.image,
             asked.text.len(),
-            asked.text_packed
+            asked.packed
         );
         print_work(&work);
     }
@@ -288,7 +288,7 @@ fn rows_of(engine: &Engine, expressions: &[&str], prompting: Prompting) -> Resul
         system: prompts.prefix().len(),
         image: prompts.image().len(),
         text: engine.preprocessor().lengths(expressions, prompting)?,
-        text_packed: 0,
+        packed: 0,
     })
 }
 
@@ -301,15 +301,12 @@ fn pairs(asked: &Rows) -> HashMap<&'static str, Pairs> {
     let (system, image) = (asked.system, asked.image);
     let seen = system + image;
     let text: Vec<usize> = asked.text.clone();
-    let of_text = move |rows: usize| {
-        let fill = rows.saturating_sub(text.iter().sum());
-        text.iter().map(|n| n * seen + causal(*n)).sum::<usize>() + causal(fill)
+    let together = move |rows: usize| {
+        let fill = rows.saturating_sub(image + text.iter().sum::<usize>());
+        let of_image = image * system + causal(image);
+        of_image + text.iter().map(|n| n * seen + causal(*n)).sum::<usize>() + causal(fill)
     };
-    HashMap::from([
-        ("system", Box::new(move |_| causal(system)) as Pairs),
-        ("image", Box::new(move |rows| rows.saturating_sub(image) * system + image * system + causal(image))),
-        ("text", Box::new(of_text)),
-    ])
+    HashMap::from([("system", Box::new(move |_| causal(system)) as Pairs), ("text", Box::new(together))])
 }
 
 /// Counters of a launch in a report of the simulated driver.
@@ -458,15 +455,15 @@ impl Kind {
     }
 }
 
-/// Rows of the text's token matrix, of its largest run.
-fn text_rows(rows: &[Row]) -> usize {
+/// Rows of the token matrix of the largest run.
+fn packed_rows(rows: &[Row]) -> usize {
     let embedded = |r: &&Row| r.graph == "text" && r.op == "embed";
     rows.iter().filter(embedded).map(|r| r.rows).max().unwrap_or(0)
 }
 
 /// See [`Row::repeated_flops`]; attention's are a few keys' and are left out.
 fn repeated_flops(r: &Row, asked: &Rows) -> u64 {
-    let each_row = r.graph == "text" && r.op.starts_with("matmul") && r.rows == asked.text_packed;
+    let each_row = r.graph == "text" && r.op.starts_with("matmul") && r.rows == asked.packed;
     if each_row { r.flops / r.rows.max(1) as u64 * (asked.text.len() as u64).saturating_sub(1) } else { 0 }
 }
 

@@ -4,8 +4,8 @@
 //! | --- | --- | --- |
 //! | [`system`] | once a model | K/V of the system prompt and `<img>`, the hidden state that predicts an image's first token |
 //! | [`pictures`] | once an image | the image's patches, from its source's bytes |
-//! | [`image`] | once an image | K/V of the image's tokens, the mask decoder's part that no expression touches |
-//! | [`text`] | once a batch of sequences | the hidden state and the token of each slot |
+//! | [`image`] | once an image | what the vision tower makes of it: its features, and its tokens for the language model |
+//! | [`text`] | once a batch of sequences | the hidden state and the token of each slot; the first batch about an image takes the image's own rows along, so that the language model's weights are read once for both, and fills its K/V and the mask decoder's part that no expression touches |
 //! | [`masks`] | once a batch of slots | masks and their scores |
 //! | [`whole`] | once a prompt | the same in one piece, nothing shared or left out: what the published code does, and what a dump shows |
 //!
@@ -255,68 +255,53 @@ pub fn pictures(
     Ok((g, io))
 }
 
-/// Input and result buffers of [`image`].
+/// Input and result buffers of [`image`], and what [`text`] makes of the images with their rows.
 pub struct Image {
     /// `(B*P, K)`: normalised pixels as rows of patches.
     pub patches: Tensor,
-    /// The images' tokens, and the system prompt before them when that is not shared.
-    pub rows: Rows,
-    /// `(B*P/4)`: what predicts the image tokens: with a shared system prompt `-1 - r` for row `r` and 0 for `<img>`, else rows.
-    pub read: Tensor,
-    /// `(B, P, D)`: result.
+    /// `(B*P, C)`, result: the vision tower's features.
+    pub f_vit: Tensor,
+    /// `(B*P/4, H)`, result: the image tokens.
+    pub tokens: Tensor,
+    /// `(B*P/4)`, for [`text`]: what predicts each image token, 0 for `<img>`, `-1 - r` for the hidden state of the image token `r`.
+    pub before: Tensor,
+    /// `(B, P, D)`, result of [`text`]: the mask decoder's part that no expression touches.
     pub sa: Tensor,
 }
 
-/// The graph of `b` images, `system` rows before each one's tokens: those of the system prompt when that is not shared; `img` is
-/// [`System::img`] when it is.
-pub fn image(
-    m: &Model,
-    states: &mut States,
-    kv: &KvCache,
-    b: usize,
-    system: usize,
-    img: Option<&Tensor>,
-    savings: Savings,
-) -> Result<(Graph, Image)> {
+/// The graph of `b` images.
+pub fn image(m: &Model, states: &mut States, b: usize) -> Result<(Graph, Image)> {
     let mut g = Graph::new();
-    let (side, tokens) = (m.config.patches(), m.config.image_tokens());
+    let (side, tokens, c) = (m.config.patches(), b * m.config.image_tokens(), &m.config);
+    let patches = [b * side * side, vit::patch_columns(&c.vision_config)];
     let io = Image {
-        patches: states.make(
-            "patches",
-            DType::Act,
-            [b * side * side, vit::patch_columns(&m.config.vision_config)],
-        ),
-        rows: states.rows(b * (system + tokens), b),
-        read: states.make("read", DType::I32, [b * tokens]),
+        patches: states.make("patches", DType::Act, patches),
+        f_vit: states.make("f_vit", DType::Act, [b * side * side, c.vision_config.hidden_size]),
+        tokens: states.make("image_tokens", DType::Act, [tokens, c.llm_config.hidden_size]),
+        before: states.make("before", DType::I32, [tokens]),
         sa: states.make("sa", DType::Act, [b, side * side, m.decoder.width()]),
     };
-    let (f_vit, images) = look_at(&mut g, &m.config, &m.vit, &m.projector, &io.patches, b, false)?;
-    let read = match img {
-        Some(_) => Read::All, // but the last
-        None => Read::Some { rows: &io.read, early: savings.last_layer_rows },
-    };
-    let h = llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, Some(&images), kv, read)?;
-    let mut f_llm = h.expect("rows were asked for");
-    if let Some(img) = img {
-        let h = std::mem::replace(&mut f_llm, g.act("f_llm", [b * tokens, img.shape[1]]));
-        g.push("f_llm", embed(&f_llm, &io.read, img, Some(&h))?); // <img>'s state, then those of all image tokens but the last
-    }
-    mask_decoder::image(
-        &mut g,
-        &m.decoder,
-        &io.sa.reshape([b * side * side, m.decoder.width()]),
-        &f_vit,
-        &f_llm,
-        side,
-    )?;
+    look_at(&mut g, c, &m.vit, &m.projector, &io.patches, [&io.f_vit, &io.tokens], false)?;
     Ok((g, io))
+}
+
+/// Images whose rows stand before those of a run's sequences.
+#[derive(Clone, Copy)]
+pub struct Along<'a> {
+    /// The images.
+    pub image: &'a Image,
+    /// Rows of the system prompt before each image's tokens, where it is not shared.
+    pub system: usize,
+    /// [`System::img`], where it is.
+    pub img: Option<&'a Tensor>,
 }
 
 /// Input and result buffers of [`text`].
 pub struct Text {
-    /// The sequences' tokens, from `</img>` on.
+    /// The images' rows, if they come along; the sequences' tokens, from `</img>` on.
     pub rows: Rows,
-    /// `(Q)`: rows whose hidden states predict a slot.
+    /// `(B*P/4 + Q)`: the rows whose hidden states the images need (with a shared system prompt its tokens, else what predicts them);
+    /// those that predict a slot.
     pub read: Tensor,
     /// `(Q)` i32, result: the most likely token at the slot.
     pub token: Tensor,
@@ -324,26 +309,43 @@ pub struct Text {
     pub t_q: Tensor,
 }
 
-/// The graph of `segments` sequences, `t` rows and `q` slots together, behind the K/V rows of their images.
+/// The graph of `segments` sequences, `t` rows and `q` slots together, behind the K/V rows of their images, which come `along` the first time.
 pub fn text(
     m: &Model,
     states: &mut States,
     kv: &KvCache,
+    along: Option<Along>,
     [t, segments, q]: [usize; 3],
     savings: Savings,
 ) -> Result<(Graph, Text)> {
     let mut g = Graph::new();
+    let (b, n) = along.map_or((0, 0), |a| (a.image.sa.shape[0], a.image.tokens.shape[0]));
+    let of_images = n + along.map_or(0, |a| b * a.system);
+    let width = m.config.llm_config.hidden_size;
     let io = Text {
-        rows: states.rows(t, segments),
-        read: states.make("slot_rows", DType::I32, [q]),
+        rows: states.rows(of_images + t, b + segments),
+        read: states.make("read", DType::I32, [n + q]),
         token: states.make("token", DType::I32, [q]),
-        t_q: states.make("t_q", DType::Act, [q, m.config.llm_config.hidden_size]),
+        t_q: states.make("t_q", DType::Act, [q, width]),
     };
     let read = Read::Some { rows: &io.read, early: savings.last_layer_rows };
-    let h =
-        llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, None, kv, read)?.expect("rows were asked for");
-    best_token(&mut g, &m.llm, &io.token, &h)?;
-    g.push("t_q", copy(&io.t_q.all(), &h)?);
+    let tokens = along.map(|a| &a.image.tokens);
+    let h = llm(&mut g, &m.llm, &m.config.llm_config, &io.rows, tokens, kv, read)?;
+    let h = h.expect("rows were asked for");
+    let slots = h.rows(n..n + q);
+    best_token(&mut g, &m.llm, &io.token, &slots)?;
+    g.push("t_q", copy(&io.t_q.all(), &slots)?);
+    if let Some(Along { image, img, .. }) = along {
+        let mut f_llm = h.rows(0..n);
+        g.scope("dec");
+        if let Some(img) = img {
+            let h = std::mem::replace(&mut f_llm, g.act("f_llm", [n, width]));
+            g.push("f_llm", embed(&f_llm, &image.before, img, Some(&h))?); // <img>'s state, then those of all image tokens but the last
+        }
+        let side = m.config.patches();
+        let sa = image.sa.reshape([b * side * side, m.decoder.width()]);
+        mask_decoder::image(&mut g, &m.decoder, &sa, &image.f_vit, &f_llm, side)?;
+    }
     Ok((g, io))
 }
 
@@ -476,26 +478,27 @@ pub(super) fn look(
     steps: bool,
 ) -> Result<(Tensor, Tensor)> {
     let patches = vit::patches(g, &config.vision_config, pixel_values)?;
-    look_at(g, config, w, mlp1, &patches, pixel_values.shape[0], steps)
+    let f_vit = g.act("f_vit", [patches.shape[0], config.vision_config.hidden_size]);
+    let tokens = g.act("mlp1.tokens", [patches.shape[0] / 4, config.llm_config.hidden_size]);
+    look_at(g, config, w, mlp1, &patches, [&f_vit, &tokens], steps)?;
+    Ok((f_vit, tokens))
 }
 
-/// The same from `patches` `(B*P, K)` of `b` images on.
+/// The same from `patches` `(B*P, K)` on.
 fn look_at(
     g: &mut Graph,
     config: &Config,
     w: &Vit,
     mlp1: &Projector,
     patches: &Tensor,
-    b: usize,
+    [f_vit, tokens]: [&Tensor; 2],
     steps: bool,
-) -> Result<(Tensor, Tensor)> {
-    let x = vit::vit(g, w, &config.vision_config, patches, b)?;
-    let [_, t, c] = x.dims("look x")?;
-    let f_vit = g.act("f_vit", [b * (t - 1), c]);
+) -> Result<()> {
+    let side = config.patches();
+    let x = vit::vit(g, w, &config.vision_config, patches, patches.shape[0] / (side * side))?;
     g.scope("vit");
     g.push("f_vit", drop_cls(&f_vit.all(), &x)?);
-    let images = projector(g, mlp1, &f_vit, config.patches(), steps)?;
-    Ok((f_vit, images))
+    projector(g, mlp1, tokens, f_vit, side, steps)
 }
 
 /// One sequence in a packed matrix: its rows and the K/V ranges that it sees.

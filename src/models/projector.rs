@@ -28,12 +28,19 @@ impl Projector {
     }
 }
 
-/// `f_vit` `(B*G*G, C)` to image tokens `(B*G*G/4, H)`. `steps`: the shuffled map gets a buffer and a name, for a dump; the values are the same.
-pub fn projector(g: &mut Graph, w: &Projector, f_vit: &Tensor, side: usize, steps: bool) -> Result<Tensor> {
+/// `f_vit` `(B*G*G, C)` to image `tokens` `(B*G*G/4, H)`. `steps`: the shuffled map gets a buffer and a name, for a dump; the values are the same.
+pub fn projector(
+    g: &mut Graph,
+    w: &Projector,
+    tokens: &Tensor,
+    f_vit: &Tensor,
+    side: usize,
+    steps: bool,
+) -> Result<()> {
     let (n, c) = f_vit.matrix();
     let (rows, h) = (n / 4, w.fc1[0].shape[0]);
     let y = g.act("mlp1.normed", [rows, 4 * c]);
-    let (z, tokens) = (g.act("mlp1.hidden", [rows, h]), g.act("mlp1.tokens", [rows, h]));
+    let z = g.act("mlp1.hidden", [rows, h]);
     g.scope("mlp1");
     let [gamma, beta] = &w.norm;
     if steps {
@@ -46,8 +53,8 @@ pub fn projector(g: &mut Graph, w: &Projector, f_vit: &Tensor, side: usize, step
     }
     let fc1 = matmul(&z, &y, &w.fc1[0])?.in_parts(g);
     g.push("1", fc1.bias(&w.fc1[1])?.then(Epilogue::Gelu)?); // z      (B*256, H)
-    let fc2 = matmul(&tokens, &z, &w.fc2[0])?.in_parts(g);
+    let fc2 = matmul(tokens, &z, &w.fc2[0])?.in_parts(g);
     g.push("3", fc2.bias(&w.fc2[1])?); // tokens (B*256, H)
-    g.tap("mlp1", &tokens);
-    Ok(tokens)
+    g.tap("mlp1", tokens);
+    Ok(())
 }

@@ -156,7 +156,8 @@ impl Pieces {
     pub fn mlp1(&self, precision: Precision) -> Piece {
         let (mut g, mut states) = (Graph::new(), States::default());
         let f_vit = states.make("f_vit", DType::Act, [1024, 1024]);
-        projector(&mut g, &self.projector, &f_vit, 32, false).unwrap();
+        let tokens = g.act("tokens", [256, 4096]);
+        projector(&mut g, &self.projector, &tokens, &f_vit, 32, false).unwrap();
         // The golden input stands behind the pixel shuffle: here before it, so shuffled back.
         let (shuffled, mut map) = (input("mlp1", 256 * 4096, 2.0), vec![0.0; 1024 * 1024]);
         for (i, row) in shuffled.chunks(1024).enumerate() {
