@@ -1,7 +1,7 @@
 """The real-width pieces in PyTorch and in this engine, turn by turn on one machine: a record for benches/records/.
 
     python3 -m venv target/torch && target/torch/bin/pip install torch==2.5.1 numpy safetensors
-    cargo bench --bench pieces --no-run
+    cargo build --release && cargo bench --bench pieces --no-run
     target/torch/bin/python tools/bench_torch.py [--rounds 3] [--record benches/records/NAME.json]
     target/torch/bin/python tools/bench_torch.py --request DIR --depths 4 12 [--precision bf16|f32] [--rounds 3] [--record ...]
 
@@ -15,7 +15,7 @@ With --request both sides run whole requests of three expressions to one synthet
 so that both fit beside each other. PyTorch runs the published request: every token of the joint prompt with its system message through all
 layers, the logits of all tokens, the mask decoder for each expression, nothing kept from an earlier request; picture decoding and
 resizing are not in it. The engine runs `Engine::segment`, picture resizing included. Each is timed at two depths, and the time at 32 layers
-is on the line through them.
+is on the line through them. First the masks of both are compared, in f32 with two layers.
 """
 import argparse
 import contextlib
@@ -32,6 +32,8 @@ import time
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -181,8 +183,6 @@ class Request:
     """The published request, on the weights of a checkpoint."""
 
     def __init__(self, folder, dtype, layers):
-        from safetensors import safe_open
-
         with open(f"{folder}/model.safetensors.index.json") as f:
             places = json.load(f)["weight_map"]
         files = {name: safe_open(f"{folder}/{name}", "pt") for name in set(places.values())}
@@ -267,24 +267,39 @@ def shallow(folder, layers):
         yield to
 
 
+def agreement(folder, ids, pixels, context, seg):
+    """Relative L2 between the masks here and those of `mllmseg dump`, f32, two language model layers."""
+    with shallow(folder, 2) as two, tempfile.TemporaryDirectory() as to:
+        masks, _ = Request(two, torch.float32, 2).run(ids, pixels, (480, 640), context, seg)
+        save_file({"pixel_values": pixels, "input_ids": ids.to(torch.int32)}, f"{to}/in")
+        dump = [f"{ROOT}/target/release/mllmseg", "dump", "--model", two, "--inputs", f"{to}/in", "--nodes", "^dec.mask$", "--out", f"{to}/out"]
+        subprocess.run(dump, check=True)
+        ours = load_file(f"{to}/out")["dec.mask"].reshape(masks.shape)
+    return ((ours - masks).norm() / masks.norm()).item()
+
+
 def requests(args, binary):
     """The record of whole requests."""
     dtype = {"bf16": torch.bfloat16, "f32": torch.float32}[args.precision]
     torch.manual_seed(1)
-    pixels = torch.randn(1, 3, 448, 448).to(dtype)
+    pixels = torch.randn(1, 3, 448, 448)
     with open(f"{args.request}/added_tokens.json") as f:
         added = json.load(f)
-    torch_ms, engine_ms = {d: [] for d in args.depths}, {d: [] for d in args.depths}
+    special = added["<IMG_CONTEXT>"], added["[SEG]"]
+    torch_ms, engine_ms, apart = {d: [] for d in args.depths}, {d: [] for d in args.depths}, None
     for _ in range(args.rounds):
         for depth in args.depths:
             with shallow(args.request, depth) as folder:
                 line = run_engine(binary, "request", folder, args.precision)[0]
             ids = torch.tensor(line.pop("ids"))
             engine_ms[depth].append(line)
+            if apart is None:
+                apart = agreement(args.request, ids, pixels, *special)
+                assert apart < 1e-4, f"the masks of PyTorch and of the engine differ by {apart}"
             published, times = Request(args.request, dtype, depth), []
             for _ in range(4):
                 start = time.perf_counter()
-                _, stages = published.run(ids, pixels, (480, 640), added["<IMG_CONTEXT>"], added["[SEG]"])
+                _, stages = published.run(ids, pixels.to(dtype), (480, 640), *special)
                 times.append((sum(stages.values()), stages))
             del published
             torch_ms[depth].append(sorted(times[1:], key=lambda t: t[0])[1])
@@ -308,6 +323,7 @@ def requests(args, binary):
         "what": "whole requests of three expressions, PyTorch as published and engine turn by turn, medians; 32 layers by the line through two depths",
         "precision": args.precision,
         "tokens": len(ids),
+        "masks_relative_l2_f32_two_layers": apart,
         "requests": rows,
         "torch_stages_ms": {d: [t[1] for t in torch_ms[d]] for d in args.depths},
         "engine_runs": engine_ms,
