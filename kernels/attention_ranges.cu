@@ -6,7 +6,7 @@
 //   k, v      (NKV, CAP, HD)    bf16, one layer of the cache; NH/NKV query heads read one K/V head
 //   segments  (S, 7)            i32: first row, rows; first K/V row and length of two earlier ranges; first K/V row of its own
 //
-// Requires gridDim == (T*group/kRows + S, NKV), group == NH/NKV, kShared bytes of dynamic shared memory. Segments are data: a block finds its segment by
+// Requires gridDim == (T*group/kRows + S, NKV), group == NH/NKV, kShared bytes of dynamic shared memory and 32 for a segment. Segments are data: a block finds its segment by
 // walking the list, and one past the last tile does nothing. A tile is kRows of the segment's rows times the heads that share a K/V head, so
 // that short texts fill it and each block of keys is read once for all of them. Blocks of keys begin where their range begins; so a row's
 // bits do not depend on the rest of the batch. See attention.cuh. FLOPs 4*NH*HD*(keys seen by all rows).
@@ -20,16 +20,18 @@ __device__ __forceinline__ void attention_ranges(bf16* y, const bf16* q, const b
     constexpr int kFragM = 2, kKeys = 32;
     using F = Flash<HD, kFragM, kKeys>;
     const int kv_head = blockIdx.y, NH = group * gridDim.y;
-    const int* segment = segments;
+    int* segment = reinterpret_cast<int*>(smem + F::kShared);
     int tile = blockIdx.x;
-    for (int s = 0;; ++s, segment += 7) {
+    for (int s = 0;; ++s, segments += 7) {
         if (s == S) return;
-        const int tiles = (segment[1] * group + F::kRows - 1) / F::kRows;
+        const int tiles = (segments[1] * group + F::kRows - 1) / F::kRows;
         if (tile < tiles) break;
         tile -= tiles;
     }
+    if (threadIdx.x < 7) segment[threadIdx.x] = segments[threadIdx.x];
+    __syncthreads();
     const int first = tile * F::kRows;
-    // The segment is read again where it is needed: registers are short.
+    // The segment is read from shared memory where it is needed: registers are short.
     auto rows = [&] { return segment[1] * group; };
     auto last_t = [&] { return (min(first + F::kRows, rows()) - 1) / group; };
 

@@ -212,7 +212,7 @@ fn mask_decoder() {
             ),
             ("conv5x5_bf16", 6 * q * s * s, Most { moved: 1.35, loads: 1.7, ..ONCE }),
             ("sigmoid_f32", 8 * q * s * s, ONCE),
-            ("dysample_offset_bf16", 6 * n * 8 * groups, Most { moved: 1.1, ..ONCE }),
+            ("dysample_offset_bf16", 6 * n * 8 * groups, ONCE),
             // Each result reads four corners, from L1 and L2.
             ("dysample_bf16", 5 * 2 * 4 * n * dim, ONCE),
         ],
@@ -248,12 +248,8 @@ fn attentions() {
             // Keys and values once a block of 128 queries.
             ("attention_bf16_hd64", 2 * t * hd * (2 + 2 * t / 128), ONCE),
             ("attention_bf16_hd128", 2 * 256 * 128 * (2 + 2 * 2), ONCE),
-            // Two blocks, of 32 rows by 4 heads; the segment's fields are read again where they are needed.
-            (
-                "attention_ranges_bf16_hd128",
-                2 * 128 * (2 * rows * nh + 2 * (2 * 192 + 32 + 64)),
-                Most { moved: 1.1, loads: 1.1, ..ONCE },
-            ),
+            // Two blocks, of 32 rows by 4 heads.
+            ("attention_ranges_bf16_hd128", 2 * 128 * (2 * rows * nh + 2 * (2 * 192 + 32 + 64)), ONCE),
         ],
     );
 }

@@ -30,10 +30,10 @@ impl KvCache {
     }
 }
 
-/// The head size that there is a kernel for, and its dynamic shared memory; a block holds `ROWS` queries: `kShared`, `kRows` in
+/// The head size that there is a kernel for, and its dynamic shared memory, with a segment; a block holds `ROWS` queries: `kShared`, `kRows` in
 /// kernels/attention.cuh.
 const HEAD: usize = 128;
-const SMEM: u32 = 2 * 128 * (128 + 2 * 32);
+const SMEM: u32 = 2 * 128 * (128 + 2 * 32) + 32;
 const ROWS: usize = 128;
 
 struct AttentionRanges {

@@ -38,7 +38,9 @@ impl Op for DysampleOffset {
         expect_multiple("dysample_offset K", k, 4)?;
         let [rows, width] = [int("dysample_offset N", n)?, int("dysample_offset K", k)?];
         let args = args![&self.y, &self.x, &self.init_pos, rows, width];
-        elements("dysample_offset", "dysample_offset_bf16", (n * k).div_ceil(4), args)
+        let launches = elements("dysample_offset", "dysample_offset_bf16", (n * k).div_ceil(4), args)?;
+        let smem = blocks("dysample_offset K", 2 * k)?;
+        Ok(launches.into_iter().map(|l| Launch { smem, ..l }).collect())
     }
     fn run(&self, m: &Memory) {
         reference::dysample_offset(m.f32_mut(&self.y), m.f32(&self.x), &m.vector(&self.init_pos));

@@ -151,7 +151,8 @@ impl Cuda {
             let found = format!("blocks of {threads}");
             return Err(Error::shape(l.entry, format!("1 to {} threads a block", f.max_threads), found));
         }
-        if l.smem > 48 << 10 {
+        // Up to 48 KB need no asking, a kernel's static arrays included, which are less than 1 KB beside dynamic ones.
+        if l.smem > 47 << 10 {
             let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: a function of a loaded module.
             unsafe { cu::function::set_function_attribute(f.handle, attribute, l.smem as i32) }
