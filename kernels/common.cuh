@@ -42,7 +42,8 @@ __device__ __forceinline__ float8 load8(const bf16* p) { return widen8(load16(p)
 __device__ __forceinline__ void store8(bf16* p, const float8& x) { store16(p, narrow8(x)); }
 
 // The sum over the warp's lanes, in every lane.
-__device__ __forceinline__ float warp_sum(float v) {
+template <typename T>
+__device__ __forceinline__ T warp_sum(T v) {
 #pragma unroll
     for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(0xffffffff, v, d);
     return v;

@@ -12,19 +12,18 @@
 //   w, b   (5, 5), (1)  bf16
 //   masks  (Q, 3)     i32: first element of bits, H, W
 //
-// Two kernels in order: bits and stats cleared, masks made. A block makes kHeight x kWidth values of p, and one more line and column, in shared
-// memory, and every result whose upper left neighbour is among them; so p is computed once and stored nowhere. A warp makes 32
-// neighbouring bits and ORs them into their word, which blocks may share. Every statistic is an integer: blocks add to it in any order with the same result.
-// The map is read two columns at a time. f32 sums in the order u, v; coordinates and values are rounded as the reference rounds them.
-// mask_head_bf16: S % 2 == 0, gridDim == (ceil(S/kWidth), ceil(S/kHeight), Q). Bytes: 2*Q*S*S, and two times a bit a pixel (cleared, then set); the
-// tiles' edges are read again from L2.
+// Two kernels in order: stats cleared, masks made. A block makes `height` lines of p, and one more, in shared memory, and all lines of the mask whose
+// upper neighbour is among them; so p is computed once and stored nowhere, and each word of bits is written by one block. A warp makes 32 neighbouring
+// bits at a time, down its lines; words are gathered in shared memory, over x, and stored side by side. Every statistic is an integer: blocks add to
+// it in any order with the same result. f32 sums in the order u, v; coordinates and values are rounded as the reference rounds them.
+// mask_head_bf16: S % 4 == 0, an even `height`, gridDim == (ceil(S/height), Q), dynamic shared memory for (height + 6, S) bf16 and (height + 1, S) f32.
+// Bytes: 2*Q*S*S*(height + 5)/height, the lines that blocks share from L2, and a bit a pixel.
 
 #include <climits>
 
 #include "conv5x5.cuh"
 
-constexpr int kBlock = 256;                // == ops::mask_head::BLOCK
-constexpr int kWidth = 64, kHeight = 32;   // == ops::mask_head::{WIDTH, HEIGHT}
+constexpr int kBlock = 256;  // == ops::mask_head::BLOCK
 constexpr int kStats = 8;
 
 struct Tap {
@@ -52,83 +51,95 @@ __device__ __forceinline__ float mix(float a, float b, float f) {
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock)
-mask_head_clear(int* bits, int* stats, int words, int Q) {
+mask_head_clear(int* stats, int Q) {
     const int i = blockIdx.x * kBlock + threadIdx.x;
-    if (i < words) bits[i] = 0;
     if (i < Q * kStats) stats[i] = i % kStats == 1 || i % kStats == 2 ? INT_MAX : i % kStats == 3 || i % kStats == 4 ? -1 : 0;
 }
 
-extern "C" __global__ void __launch_bounds__(kBlock)
-mask_head_bf16(unsigned* bits, int* stats, float* p, const bf16* x, const bf16* w, const bf16* b, const int* masks, int S) {
-    constexpr int kInRows = kHeight + 5, kInCols = kWidth + 6;  // two before, and three behind: one of them for the line more of p; even
-    __shared__ __align__(8) float s_x[kInRows][kInCols], s_p[kHeight + 1][kWidth + 1], s_w[25];
-    const int q = blockIdx.z, row0 = blockIdx.y * kHeight, col0 = blockIdx.x * kWidth;
-    const bf16* image = x + size_t(q) * S * S;
-    int* stat = stats + q * kStats;
-    stage<kBlock>(s_x, s_w, image, w, row0, col0, S);
-    const float bias = __bfloat162float(b[0]);
-    __syncthreads();
-    float r_w[5][5];
-#pragma unroll
-    for (int i = 0; i < 25; ++i) r_w[i / 5][i % 5] = s_w[i];
-    constexpr int kWhole = (kHeight + 1) * kWidth;  // then the column more: so a warp's are neighbours
-    for (int e = threadIdx.x; e < kWhole + kHeight + 1; e += kBlock) {
-        const int i = e < kWhole ? e / kWidth : e - kWhole, j = e < kWhole ? e % kWidth : kWidth, row = row0 + i, col = col0 + j;
-        float acc = bias;
-#pragma unroll
-        for (int u = 0; u < 5; ++u) {
-#pragma unroll
-            for (int v = 0; v < 5; ++v) acc = fmaf(r_w[u][v], s_x[i + u][j + v], acc);
-        }
-        const float value = 1.f / (1.f + expf(-acc));
-        s_p[i][j] = value;
-        if (row < S && col < S && i < kHeight && j < kWidth) {
-            if (p) p[(size_t(q) * S + row) * S + col] = value;
-            if (value != value) atomicOr(&stat[5], 1);
-        }
-    }
-    __syncthreads();
+extern "C" __global__ void __launch_bounds__(kBlock, 3)
+mask_head_bf16(unsigned* bits, int* stats, float* p, const bf16* x, const bf16* w, const bf16* b, const int* masks, int S, int height) {
+    constexpr int kWarps = kBlock / 32;
+    extern __shared__ __align__(16) uint32_t s_x[];
+    __shared__ float s_w[26];
+    __shared__ int s_mask[3], s_set[kWarps][5];
+    __shared__ unsigned long long s_sum[kWarps];
+    float2* s_p2 = reinterpret_cast<float2*>(s_x) + (height + 6) * S / 4;
+    const float* s_p = reinterpret_cast<float*>(s_p2);
+    const int q = blockIdx.y, row0 = blockIdx.x * height, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (threadIdx.x >= 32 && threadIdx.x < 35) s_mask[threadIdx.x - 32] = masks[3 * q + threadIdx.x - 32];
+    stage<kBlock>(s_x, s_w, x + size_t(q) * S * S, w, b, row0 - 2, height + 5, S);
+    bool nan = false;
+    convolve<kBlock>(s_x, s_w, min(height + 1, S - row0), S, [&](int r, int pair, float2 y) {
+        y.x = 1.f / (1.f + expf(-y.x)), y.y = 1.f / (1.f + expf(-y.y));
+        nan |= y.x != y.x || y.y != y.y;
+        s_p2[r * (S / 2) + pair] = y;
+        if (p && r < height) reinterpret_cast<float2*>(p)[(size_t(q) * S + row0 + r) * (S / 2) + pair] = y;
+    });
+    nan = __syncthreads_or(nan);
 
-    const int H = masks[3 * q + 1], W = masks[3 * q + 2], lane = threadIdx.x % 32;
+    const int H = s_mask[1], W = s_mask[2], words = (W + 31) / 32;
     const float row_scale = float(S) / float(H), col_scale = float(S) / float(W);
-    const int r0 = first_at(row0, row_scale, S, H), r1 = first_at(row0 + kHeight, row_scale, S, H);
-    const int c0 = first_at(col0, col_scale, S, W), c1 = first_at(col0 + kWidth, col_scale, S, W);
-    const int word0 = c0 / 32, words = c1 > c0 ? (c1 - 1) / 32 - word0 + 1 : 0;
-    unsigned* out = bits + masks[3 * q];
+    const int r0 = first_at(row0, row_scale, S, H), r1 = first_at(row0 + height, row_scale, S, H);
+    // As many words at a time as fit where x was.
+    const int room = (height + 6) * S / 2, columns = min(words, room), rows = room / columns;
     int area = 0, left = INT_MAX, top = INT_MAX, right = -1, bottom = -1;
     unsigned long long sum = 0;
-    for (int e = threadIdx.x / 32; e < (r1 - r0) * words; e += kBlock / 32) {
-        const int r = r0 + e / words, word = word0 + e % words, c = word * 32 + lane;
-        bool inside = false;
-        if (c >= c0 && c < c1) {
-            const Tap y = tap(r, row_scale, S), x = tap(c, col_scale, S);
-            const float *above = s_p[y.low - row0], *below = s_p[y.high - row0];
-            const float v = mix(mix(above[x.low - col0], above[x.high - col0], x.weight),
-                                mix(below[x.low - col0], below[x.high - col0], x.weight), y.weight);
-            inside = v >= 0.5f;
-            if (inside) {
-                ++area, sum += (unsigned long long)(v * 1073741824.f);
-                left = min(left, c), right = max(right, c), top = min(top, r), bottom = max(bottom, r);
+    for (int part = 0; part < words; part += columns) {
+        const int width = min(columns, words - part);
+        for (int first = r0; first < r1; first += rows) {
+            const int last = min(first + rows, r1);
+            for (int i = warp; i < width; i += kWarps) {
+                const int c = (part + i) * 32 + lane;
+                const Tap x = tap(min(c, W - 1), col_scale, S);
+                auto across = [&](int row) { return mix(s_p[(row - row0) * S + x.low], s_p[(row - row0) * S + x.high], x.weight); };
+                unsigned any = 0;
+                int at = -1;
+                float above = 0.f, below = 0.f;
+                for (int r = first; r < last; ++r) {
+                    const Tap y = tap(r, row_scale, S);
+                    if (y.low != at) at = y.low, above = across(y.low), below = across(y.high);
+                    const float v = mix(above, below, y.weight);
+                    const bool inside = c < W && v >= 0.5f;
+                    const unsigned set = __ballot_sync(0xffffffff, inside);
+                    if (inside) sum += (unsigned long long)(v * 1073741824.f);
+                    if (set) any |= set, area += __popc(set), top = min(top, r), bottom = max(bottom, r);
+                    if (lane == 0) s_x[(r - first) * width + i] = set;
+                }
+                if (any) left = min(left, (part + i) * 32 + __ffs(any) - 1), right = max(right, (part + i) * 32 + 31 - __clz(any));
             }
+            __syncthreads();
+            if (width == words) {  // neighbours in `bits`, too: whole sectors a warp
+                unsigned* out = bits + s_mask[0] + size_t(first) * words;
+                const int shift = reinterpret_cast<size_t>(out) / 4 % 8;
+                for (int e = int(threadIdx.x) - shift; e < (last - first) * words; e += kBlock) {
+                    if (e >= 0) out[e] = s_x[e];
+                }
+            } else {
+                for (int e = threadIdx.x; e < (last - first) * width; e += kBlock) {
+                    bits[s_mask[0] + size_t(first + e / width) * words + part + e % width] = s_x[e];
+                }
+            }
+            __syncthreads();
         }
-        const unsigned set = __ballot_sync(0xffffffff, inside);
-        if (lane == 0 && set) atomicOr(out + size_t(r) * ((W + 31) / 32) + word, set);
     }
-#pragma unroll
-    for (int d = 16; d > 0; d /= 2) {
-        area += __shfl_xor_sync(0xffffffff, area, d);
-        sum += __shfl_xor_sync(0xffffffff, sum, d);
-        left = min(left, __shfl_xor_sync(0xffffffff, left, d));
-        top = min(top, __shfl_xor_sync(0xffffffff, top, d));
-        right = max(right, __shfl_xor_sync(0xffffffff, right, d));
-        bottom = max(bottom, __shfl_xor_sync(0xffffffff, bottom, d));
+    sum = warp_sum(sum);
+    if (lane == 0) {
+        s_set[warp][0] = area, s_set[warp][1] = left, s_set[warp][2] = top, s_set[warp][3] = right, s_set[warp][4] = bottom;
+        s_sum[warp] = sum;
     }
-    if (lane == 0 && area > 0) {
-        atomicAdd(&stat[0], area);
-        atomicMin(&stat[1], left);
-        atomicMin(&stat[2], top);
-        atomicMax(&stat[3], right);
-        atomicMax(&stat[4], bottom);
-        atomicAdd(reinterpret_cast<unsigned long long*>(&stat[6]), sum);
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    for (int i = 1; i < kWarps; ++i) {
+        area += s_set[i][0], left = min(left, s_set[i][1]), top = min(top, s_set[i][2]), right = max(right, s_set[i][3]);
+        bottom = max(bottom, s_set[i][4]), sum += s_sum[i];
     }
+    int* stat = stats + q * kStats;
+    if (nan) atomicOr(&stat[5], 1);
+    if (area == 0) return;
+    atomicAdd(&stat[0], area);
+    atomicMin(&stat[1], left);
+    atomicMin(&stat[2], top);
+    atomicMax(&stat[3], right);
+    atomicMax(&stat[4], bottom);
+    atomicAdd(reinterpret_cast<unsigned long long*>(&stat[6]), sum);
 }

@@ -342,21 +342,28 @@ fn dysample() {
 /// one with a NaN. Values are compared where none is near the threshold; every bit, box and count then follows.
 #[test]
 fn mask_head() {
-    let (q, s) = (4, 84);
-    let sizes: [(usize, usize); 4] = [(40, 70), (1, 1), (181, 128), (97, 225)];
+    let sizes = [(40, 70), (1, 1), (181, 128), (97, 225)];
+    mask_heads(84, &sizes);
+    // so many that blocks are tall; lines that outgrow a block's room, in number and in length
+    mask_heads(84, &sizes.repeat(9));
+    mask_heads(8, &[(700, 40), (1, 1), (2, 1500), (3, 1300)]);
+}
+
+fn mask_heads(s: usize, sizes: &[(usize, usize)]) {
+    let q = sizes.len();
     let mut case = Case::new();
     let smooth = |i: usize| ((i % s) as f32 * 0.1 + (i / s) as f32 * 0.07).sin() * 4.0;
     let mut values: Vec<f32> = (0..q * s * s).map(smooth).collect();
     values[s * s..2 * s * s].fill(4.0);
-    values[3 * s * s..].fill(-4.0);
-    values[3 * s * s + 77] = f32::NAN;
+    values[3 * s * s..4 * s * s].fill(-4.0);
+    values[3 * s * s + s * s / 2] = f32::NAN;
     let x = case.input("x", Act, &[q, s, s], &values);
     let mut weights = normal(2, 25).iter().map(|v| v * 0.02).collect::<Vec<_>>();
     weights[12] = 1.0;
     let w = case.input("w", Act, &[1, 1, 5, 5], &weights);
     let b = case.input("b", Act, &[1], &[0.25]);
     let (mut at, mut masks) = (1usize, Vec::new());
-    for (h, w) in sizes {
+    for &(h, w) in sizes {
         masks.extend([at, h, w].map(|v| v as i32));
         at += h * w.div_ceil(32);
     }

@@ -2,15 +2,33 @@
 
 use super::launch::{args, blocks, blocks_yz, int, one};
 use super::{Gpu, Launch, Op, expect_equal, expect_multiple};
-use crate::Result;
 use crate::device::cpu::Memory;
 use crate::graph::Tensor;
 use crate::reference;
+use crate::{Error, Result};
 
-/// Outputs of a block and its threads: `kWidth`, `kHeight`, `kBlock` in kernels/conv5x5.cu.
-const WIDTH: usize = 64;
-const HEIGHT: usize = 32;
+/// Threads of a block: `kBlock` in kernels/conv5x5.cu.
 const BLOCK: u32 = 256;
+
+/// Dynamic shared memory that a block of any GPU may have, beside 1 KB of static arrays, and of which a multiprocessor has room for two blocks.
+const ONE: usize = 98 << 10;
+const TWO: usize = 48 << 10;
+
+/// Lines of each of `q` maps `(S, S)` that a block makes, and its bytes of shared memory, which `room` knows by lines. A block reads a few lines more
+/// than it makes: the most that leave every multiprocessor two blocks, of which one computes while the other waits.
+///
+/// # Errors
+/// [`Error::Shape`] if not even a few lines fit, or 16-byte reads would not be aligned.
+pub(super) fn lines(gpu: &Gpu, q: usize, s: usize, room: impl Fn(usize) -> usize) -> Result<(usize, u32)> {
+    expect_multiple("conv5x5 S", s, 4)?;
+    let fills = |h: &usize| room(*h) <= TWO && q * s.div_ceil(*h) >= 2 * gpu.sms as usize;
+    let h = [28, 14, 8].into_iter().find(fills).unwrap_or(4);
+    if room(h) > ONE {
+        let found = format!("{s}, of which {h} lines take {}", room(h));
+        return Err(Error::shape("conv5x5 S", format!("lines that fit {ONE} bytes"), found));
+    }
+    Ok((h, room(h) as u32))
+}
 
 struct Conv5x5 {
     y: Tensor,
@@ -41,20 +59,17 @@ impl Op for Conv5x5 {
     fn flops(&self) -> u64 {
         50 * self.x.len() as u64
     }
-    fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
+    fn launch(&self, gpu: &Gpu) -> Result<Vec<Launch>> {
         let [q, s, width] = self.x.dims("conv5x5 x")?;
         expect_equal("conv5x5 width", width, s)?;
-        expect_multiple("conv5x5 S", s, 2)?; // pixels are read two at a time
+        let (height, smem) = lines(gpu, q, s, |h| 2 * (h + 4) * s)?;
+        let [side, tall] = [s, height].map(|n| int("conv5x5 extent", n));
         one(Launch {
             entry: "conv5x5_bf16",
-            grid: [
-                blocks("conv5x5 S", s.div_ceil(WIDTH))?,
-                blocks_yz("conv5x5 S", s.div_ceil(HEIGHT))?,
-                blocks_yz("conv5x5 Q", q)?,
-            ],
+            grid: [blocks("conv5x5 S", s.div_ceil(height))?, blocks_yz("conv5x5 Q", q)?, 1],
             block: [BLOCK, 1, 1],
-            smem: 0,
-            args: args![&self.y, &self.x, &self.w, &self.b, int("conv5x5 S", s)?],
+            smem,
+            args: args![&self.y, &self.x, &self.w, &self.b, side?, tall?],
         })
     }
     fn run(&self, m: &Memory) {

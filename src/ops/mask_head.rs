@@ -1,7 +1,8 @@
 //! The mask decoder's pixels to masks at each source picture's size; see `reference/mask_head.rs`.
 
+use super::conv5x5::lines;
 use super::launch::{args, blocks, blocks_yz, int};
-use super::{Gpu, Launch, Op, expect_equal, expect_multiple};
+use super::{Gpu, Launch, Op, expect_equal};
 use crate::Result;
 use crate::device::cpu::Memory;
 use crate::graph::Tensor;
@@ -14,10 +15,8 @@ pub const DESCRIPTOR: usize = 3;
 /// NaN; sum of the set pixels' values in units of 2^-30, low and high half.
 pub const STATS: usize = 8;
 
-/// Threads of a block, and the part of the map that it makes: `kBlock`, `kWidth`, `kHeight` in kernels/mask_head.cu.
+/// Threads of a block: `kBlock` in kernels/mask_head.cu.
 const BLOCK: u32 = 256;
-const WIDTH: usize = 64;
-const HEIGHT: usize = 32;
 
 struct MaskHead {
     bits: Tensor,
@@ -68,31 +67,25 @@ impl Op for MaskHead {
     fn flops(&self) -> u64 {
         50 * self.x.len() as u64
     }
-    fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
+    fn launch(&self, gpu: &Gpu) -> Result<Vec<Launch>> {
         let [q, s, _] = self.x.dims("mask_head x")?;
         if q == 0 {
             return Ok(Vec::new());
         }
-        expect_multiple("mask_head S", s, 2)?; // pixels are read two at a time
-        let [words, side, count] = [self.bits.len(), s, q].map(|n| int("mask_head extent", n));
-        let cleared = self.bits.len().max(q * STATS).div_ceil(BLOCK as usize);
-        let grid = [
-            blocks("mask_head S", s.div_ceil(WIDTH))?,
-            blocks_yz("mask_head S", s.div_ceil(HEIGHT))?,
-            blocks_yz("mask_head Q", q)?,
-        ];
-        let start = |entry, grid, args| Launch { entry, grid, block: [BLOCK, 1, 1], smem: 0, args };
+        // Lines of x and of p.
+        let (height, smem) = lines(gpu, q, s, |h| 2 * (h + 6) * s + 4 * (h + 1) * s)?;
+        let [side, count, tall] = [s, q, height].map(|n| int("mask_head extent", n));
+        let cleared = (q * STATS).div_ceil(BLOCK as usize);
+        let grid = [blocks("mask_head S", s.div_ceil(height))?, blocks_yz("mask_head Q", q)?, 1];
+        let start = |entry, grid, smem, args| Launch { entry, grid, block: [BLOCK, 1, 1], smem, args };
         let (bits, stats, p) = (&self.bits, &self.stats, self.probability.as_ref());
         Ok(vec![
-            start(
-                "mask_head_clear",
-                [blocks("mask_head bits", cleared)?, 1, 1],
-                args![bits, stats, words?, count?],
-            ),
+            start("mask_head_clear", [blocks("mask_head Q", cleared)?, 1, 1], 0, args![stats, count?]),
             start(
                 "mask_head_bf16",
                 grid,
-                args![bits, stats, p, &self.x, &self.w, &self.b, &self.masks, side?],
+                smem,
+                args![bits, stats, p, &self.x, &self.w, &self.b, &self.masks, side?, tall?],
             ),
         ])
     }
