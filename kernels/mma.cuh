@@ -1,4 +1,4 @@
-// Inline PTX for asynchronous copies and tensor cores, one function an instruction, named as the PTX ISA names it.
+// Inline PTX for asynchronous copies, tensor cores and products of bytes, one function an instruction, named as the PTX ISA names it.
 #pragma once
 
 #include <cstdint>
@@ -46,4 +46,11 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
                  "{%0, %1, %2, %3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// dp4a: c + the sum of the products of four unsigned bytes with four signed ones.
+__device__ __forceinline__ int dp4a_u32_s32(unsigned a, unsigned b, int c) {
+    int d;
+    asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
 }

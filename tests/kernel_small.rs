@@ -174,10 +174,10 @@ fn preprocess_has_pillow_s_bits() {
             rows.extend([source.len() / 16, x.height, x.width, lines]);
             source.extend_from_slice(&x.data);
             source.resize(source.len().next_multiple_of(16), 0);
-            lines += x.height;
+            lines += x.height.next_multiple_of(4);
             for n in [x.width, x.height] {
-                let (table, taps) = resize_table(n, s);
-                rows.extend([tables.len(), taps]);
+                let (table, quads) = resize_table(n, s);
+                rows.extend([tables.len(), quads]);
                 tables.extend(table);
             }
         }

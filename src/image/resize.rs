@@ -54,16 +54,23 @@ impl Kernel {
     }
 }
 
-/// The integers of a pass from `n` samples to `m`, as kernels/preprocess.cu reads them, and the most taps of a result: the first sample of
-/// each result, then, tap after tap, each result's weight, zero past its last.
+/// The integers of a pass from `n` samples to `m`, as kernels/preprocess.cu reads them, and the most quads of a result; a quad is four
+/// neighbouring samples from a multiple of 4 on. The first quad of each result; then each result's quads, three words each: the low, middle
+/// and high bytes of four weights, which have 24 bits; zero where a result reads nothing.
 pub fn resize_table(n: usize, m: usize) -> (Vec<i32>, usize) {
     let kernel = Kernel::new(n, m);
-    let taps = kernel.weights.iter().map(Vec::len).max().unwrap_or(0);
-    let mut table: Vec<i32> = kernel.first.iter().map(|&first| first as i32).collect();
-    for tap in 0..taps {
-        table.extend(kernel.weights.iter().map(|w| w.get(tap).copied().unwrap_or(0)));
+    let results = || kernel.first.iter().zip(&kernel.weights);
+    let quads = results().map(|(first, w)| (first % 4 + w.len()).div_ceil(4)).max().unwrap_or(0);
+    let mut table: Vec<i32> = kernel.first.iter().map(|&first| (first / 4) as i32).collect();
+    table.resize(m + 3 * quads * m, 0);
+    for ((first, weights), words) in results().zip(table[m..].chunks_exact_mut((3 * quads).max(1))) {
+        for (at, weight) in (first % 4..).zip(weights) {
+            for (level, byte) in weight.to_le_bytes()[..3].iter().enumerate() {
+                words[at / 4 * 3 + level] |= i32::from(*byte) << (at % 4 * 8);
+            }
+        }
     }
-    (table, taps)
+    (table, quads)
 }
 
 /// The cubic convolution kernel with a = -0.5.

@@ -173,7 +173,7 @@ pub struct PictureRoom {
     pub bytes: usize,
     /// For width and height of each.
     pub tables: usize,
-    /// All lines together.
+    /// All lines together, multiples of 4 for each.
     pub lines: usize,
 }
 
@@ -182,7 +182,7 @@ impl PictureRoom {
     pub fn of(b: usize, [width, height]: [usize; 2], size: usize) -> Self {
         let tables = [width, height].map(|n| resize_table(n, size).0.len()).iter().sum::<usize>();
         let bytes = (3 * width * height).next_multiple_of(16);
-        Self { bytes: b * bytes, tables: b * tables, lines: b * height }
+        Self { bytes: b * bytes, tables: b * tables, lines: b * height.next_multiple_of(4) }
     }
 }
 
@@ -209,10 +209,10 @@ impl PictureData {
             all.pictures.extend([all.source.len() / 16, p.height, p.width, all.lines].map(|v| v as i32));
             all.source.extend_from_slice(&p.data);
             all.source.resize(all.source.len().next_multiple_of(16), 0);
-            all.lines += p.height;
+            all.lines += p.height.next_multiple_of(4);
             for n in [p.width, p.height] {
-                let (table, taps) = resize_table(n, size);
-                all.pictures.extend([all.tables.len(), taps].map(|v| v as i32));
+                let (table, quads) = resize_table(n, size);
+                all.pictures.extend([all.tables.len(), quads].map(|v| v as i32));
                 all.tables.extend(table);
             }
         }

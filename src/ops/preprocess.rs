@@ -7,16 +7,20 @@ use crate::graph::Tensor;
 use crate::reference;
 use crate::{Error, Result};
 
-/// i32 fields of a picture's descriptor: the source's first byte / 16; height and width, in source pixels; first line of `lines`; first
-/// element of the table of its width, and that table's taps; likewise of its height.
+/// i32 fields of a picture's descriptor: the source's first byte / 16; height and width, in source pixels; first line of `lines`, a multiple
+/// of 4; first element of the table of its width, and that table's quads; likewise of its height.
 pub const PICTURE: usize = 8;
 
-/// Threads a block, lines and columns that it resizes across, patches beside each other that it makes: `kBlock`, `kLines`, `kColumns`,
-/// `kPatches` in kernels/preprocess.cu.
-const BLOCK: u32 = 256;
-const LINES: usize = 16;
-const COLUMNS: usize = 64;
+/// Threads a block, lines and columns that it resizes across at a time: `kAcross`, `kLines`, `kColumns` in kernels/preprocess.cu.
+const ACROSS: u32 = 512;
+const LINES: usize = 32;
+const COLUMNS: usize = 112;
+
+/// Threads a block, patches beside each other that it makes, quads of lines that it holds: `kDown`, `kPatches`, `kRing` in
+/// kernels/preprocess.cu.
+const DOWN: u32 = 256;
 const PATCHES: usize = 8;
+const RING: usize = 16;
 
 struct Preprocess {
     y: Tensor,
@@ -31,7 +35,7 @@ struct Preprocess {
 /// `y[b*G*G + r*G + s, (c*P + u)*P + v] = (resized[b][P*r+u, P*s+v, c]/255 - MEAN[c]) / STD[c]`, `resized[b]` picture `b` at `(S, S)`, `S = G*P`.
 ///
 /// `y` `(B*G*G, K)` with `K >= 3*P*P`, columns from `3*P*P` on zero; `source` u8, the pictures `(H, W, 3)`, each from a multiple of 16 on;
-/// `lines` `(lines, S, 3)` u8, room for each picture's lines resized across; `tables` i32,
+/// `lines` `(lines, S, 3)` u8, room for each picture's lines resized across, a multiple of 4 each; `tables` i32,
 /// [`resize_table`](crate::image::resize_table)s; `pictures` `(B, PICTURE)` i32.
 pub fn preprocess(
     y: &Tensor,
@@ -62,41 +66,41 @@ impl Op for Preprocess {
     fn writes(&self) -> Vec<&Tensor> {
         vec![&self.y, &self.lines]
     }
-    fn launch(&self, _: &Gpu) -> Result<Vec<Launch>> {
+    fn launch(&self, gpu: &Gpu) -> Result<Vec<Launch>> {
         let (b, k, [lines, size, _]) =
             (self.pictures.shape[0], self.y.matrix().1, self.lines.dims("preprocess lines")?);
-        expect_multiple("preprocess S", size, 4)?; // four bytes at a time
+        expect_multiple("preprocess S", size, 4)?; // 16-byte loads of words
+        expect_multiple("preprocess lines", lines, 4)?;
         expect_multiple("preprocess K", k, 8)?; // 16-byte stores
         expect_multiple("preprocess source bytes", self.source.len(), 16)?;
         if b == 0 || lines == 0 {
             return Err(Error::shape("preprocess pictures", "at least one with a line", "none"));
         }
         let (y, x, s, t, p) = (&self.y, &self.lines, &self.source, &self.tables, &self.pictures);
-        let [side, patch, columns, size_] =
-            [self.side, self.patch, k, size].map(|n| int("preprocess extent", n));
+        // Blocks share lines at their edges and read weights of their own: as large as leave every multiprocessor two.
+        let few = 2 * gpu.sms as usize;
+        let (tiles, tall) = (size.div_ceil(COLUMNS), |g: usize| lines.div_ceil(LINES * g));
+        let groups = [4, 2].into_iter().find(|&g| tall(g) * tiles >= few).unwrap_or(1);
+        let (beside, high) = (self.side.div_ceil(PATCHES), |rows: usize| self.side.div_ceil(rows));
+        let rows = [8, 4, 2].into_iter().find(|&rows| b * beside * high(rows) >= few).unwrap_or(1);
+        let shared = 2 * PATCHES * k + 4 * self.patch * (RING * 3 + rows);
+        let [side, patch, columns, size, groups_, rows_] =
+            [self.side, self.patch, k, size, groups, rows].map(|n| int("preprocess extent", n));
         let items = blocks_yz("preprocess B", b)?;
         Ok(vec![
             Launch {
                 entry: "preprocess_across",
-                grid: [
-                    blocks("preprocess lines", lines.div_ceil(LINES))?,
-                    blocks_yz("preprocess S", size.div_ceil(COLUMNS))?,
-                    items,
-                ],
-                block: [BLOCK, 1, 1],
+                grid: [blocks("preprocess lines", tall(groups))?, blocks_yz("preprocess S", tiles)?, items],
+                block: [ACROSS, 1, 1],
                 smem: 0,
-                args: args![x, s, t, p, size_?],
+                args: args![x, s, t, p, size?, groups_?],
             },
             Launch {
                 entry: "preprocess_down_bf16",
-                grid: [
-                    blocks("preprocess G", self.side.div_ceil(PATCHES))?,
-                    blocks_yz("preprocess G", self.side)?,
-                    items,
-                ],
-                block: [BLOCK, 1, 1],
-                smem: blocks("preprocess K", 2 * PATCHES * k)?,
-                args: args![y, x, t, p, side?, patch?, columns?],
+                grid: [blocks("preprocess G", beside)?, blocks_yz("preprocess G", high(rows))?, items],
+                block: [DOWN, 1, 1],
+                smem: blocks("preprocess K", shared)?,
+                args: args![y, x, t, p, side?, patch?, columns?, rows_?],
             },
         ])
     }
