@@ -12,12 +12,12 @@
 //   w, b   (5, 5), (1)  bf16
 //   masks  (Q, 3)     i32: first element of bits, H, W
 //
-// Two kernels in order: stats cleared, masks made. A block makes `height` lines of p, and one more, in shared memory, and all lines of the mask whose
-// upper neighbour is among them; so p is computed once and stored nowhere, and each word of bits is written by one block. A warp makes 32 neighbouring
+// Two kernels in order: stats cleared, masks made. A block goes down height*steps lines, `height` of p and one more at a time in shared memory, and makes all
+// lines of the mask whose upper neighbour is among them; so p is stored nowhere, and each word of bits is written by one block. A warp makes 32 neighbouring
 // bits at a time, down its lines; words are gathered in shared memory, over x, and stored side by side. Every statistic is an integer: blocks add to
 // it in any order with the same result. f32 sums in the order u, v; coordinates and values are rounded as the reference rounds them.
-// mask_head_bf16: S % 4 == 0, an even `height`, gridDim == (ceil(S/height), Q), dynamic shared memory for (height + 6, S) bf16 and (height + 1, S) f32.
-// Bytes: 2*Q*S*S*(height + 5)/height, the lines that blocks share from L2, and a bit a pixel.
+// mask_head_bf16: S % 4 == 0, `height` even, and at least 6 where steps > 1, gridDim == (ceil(S/(height*steps)), Q), dynamic shared memory for
+// (height + 6, S) bf16 and (height + 1, S) f32. Bytes: 2*Q*S*S and five lines more a block, from L2, and a bit a pixel.
 
 #include <climits>
 
@@ -57,71 +57,80 @@ mask_head_clear(int* stats, int Q) {
 }
 
 extern "C" __global__ void __launch_bounds__(kBlock, 3)
-mask_head_bf16(unsigned* bits, int* stats, float* p, const bf16* x, const bf16* w, const bf16* b, const int* masks, int S, int height) {
+mask_head_bf16(unsigned* bits, int* stats, float* p, const bf16* x, const bf16* w, const bf16* b, const int* masks, int S, int height, int steps) {
     constexpr int kWarps = kBlock / 32;
-    extern __shared__ __align__(16) uint32_t s_x[];
+    extern __shared__ __align__(16) uint32_t s_x[];  // height + 6 lines of x, of which bits take the room of the first `height`; then p
     __shared__ float s_w[26];
     __shared__ int s_mask[3], s_set[kWarps][5];
     __shared__ unsigned long long s_sum[kWarps];
     float2* s_p2 = reinterpret_cast<float2*>(s_x) + (height + 6) * S / 4;
     const float* s_p = reinterpret_cast<float*>(s_p2);
-    const int q = blockIdx.y, row0 = blockIdx.x * height, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int q = blockIdx.y, begin = blockIdx.x * height * steps, end = min(S, begin + height * steps);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (threadIdx.x >= 32 && threadIdx.x < 35) s_mask[threadIdx.x - 32] = masks[3 * q + threadIdx.x - 32];
-    stage<kBlock>(s_x, s_w, x + size_t(q) * S * S, w, b, row0 - 2, height + 5, S);
     bool nan = false;
-    convolve<kBlock>(s_x, s_w, min(height + 1, S - row0), S, [&](int r, int pair, float2 y) {
-        y.x = 1.f / (1.f + expf(-y.x)), y.y = 1.f / (1.f + expf(-y.y));
-        nan |= y.x != y.x || y.y != y.y;
-        s_p2[r * (S / 2) + pair] = y;
-        if (p && r < height) reinterpret_cast<float2*>(p)[(size_t(q) * S + row0 + r) * (S / 2) + pair] = y;
-    });
-    nan = __syncthreads_or(nan);
-
-    const int H = s_mask[1], W = s_mask[2], words = (W + 31) / 32;
-    const float row_scale = float(S) / float(H), col_scale = float(S) / float(W);
-    const int r0 = first_at(row0, row_scale, S, H), r1 = first_at(row0 + height, row_scale, S, H);
-    // As many words at a time as fit where x was.
-    const int room = (height + 6) * S / 2, columns = min(words, room), rows = room / columns;
     int area = 0, left = INT_MAX, top = INT_MAX, right = -1, bottom = -1;
     unsigned long long sum = 0;
-    for (int part = 0; part < words; part += columns) {
-        const int width = min(columns, words - part);
-        for (int first = r0; first < r1; first += rows) {
-            const int last = min(first + rows, r1);
-            for (int i = warp; i < width; i += kWarps) {
-                const int c = (part + i) * 32 + lane;
-                const Tap x = tap(min(c, W - 1), col_scale, S);
-                auto across = [&](int row) { return mix(s_p[(row - row0) * S + x.low], s_p[(row - row0) * S + x.high], x.weight); };
-                unsigned any = 0;
-                int at = -1;
-                float above = 0.f, below = 0.f;
-                for (int r = first; r < last; ++r) {
-                    const Tap y = tap(r, row_scale, S);
-                    if (y.low != at) at = y.low, above = across(y.low), below = across(y.high);
-                    const float v = mix(above, below, y.weight);
-                    const bool inside = c < W && v >= 0.5f;
-                    const unsigned set = __ballot_sync(0xffffffff, inside);
-                    if (inside) sum += (unsigned long long)(v * 1073741824.f);
-                    if (set) any |= set, area += __popc(set), top = min(top, r), bottom = max(bottom, r);
-                    if (lane == 0) s_x[(r - first) * width + i] = set;
+    for (int row0 = begin; row0 < end; row0 += height) {
+        const int kept = row0 > begin ? 6 : 0;  // lines of x that the step before had read
+        for (int e = threadIdx.x; e < kept * S / 8; e += kBlock) {
+            store16(s_x + e * 4, load16(s_x + height * S / 2 + e * 4));
+        }
+        __syncthreads();  // where they were, others are read
+        stage<kBlock>(s_x + kept * S / 2, s_w, x + size_t(q) * S * S, w, b, row0 - 2 + kept, height + (row0 + height < end ? 6 : 5) - kept, S);
+        convolve<kBlock>(s_x, s_w, min(height + 1, S - row0), S, [&](int r, int pair, float2 y) {
+            y.x = 1.f / (1.f + expf(-y.x)), y.y = 1.f / (1.f + expf(-y.y));
+            nan |= y.x != y.x || y.y != y.y;
+            s_p2[r * (S / 2) + pair] = y;
+            if (p && r < height) reinterpret_cast<float2*>(p)[(size_t(q) * S + row0 + r) * (S / 2) + pair] = y;
+        });
+        __syncthreads();
+
+        const int H = s_mask[1], W = s_mask[2], words = (W + 31) / 32;
+        const float row_scale = float(S) / float(H), col_scale = float(S) / float(W);
+        const int r0 = first_at(row0, row_scale, S, H), r1 = first_at(row0 + height, row_scale, S, H);
+        // As many words at a time as there is room for.
+        const int room = height * S / 2, columns = min(words, room), rows = room / columns;
+        for (int part = 0; part < words; part += columns) {
+            const int width = min(columns, words - part), runs = max(kWarps / width, 1);  // of lines, where there are few words
+            for (int first = r0; first < r1; first += rows) {
+                const int last = min(first + rows, r1), run = (last - first + runs - 1) / runs;
+                for (int e = warp; e < width * runs; e += kWarps) {
+                    const int i = e % width, c = (part + i) * 32 + lane;
+                    const Tap x = tap(min(c, W - 1), col_scale, S);
+                    auto across = [&](int row) { return mix(s_p[(row - row0) * S + x.low], s_p[(row - row0) * S + x.high], x.weight); };
+                    unsigned any = 0;
+                    int at = -1;
+                    float above = 0.f, below = 0.f;
+                    for (int r = first + e / width * run; r < min(first + (e / width + 1) * run, last); ++r) {
+                        const Tap y = tap(r, row_scale, S);
+                        if (y.low != at) at = y.low, above = across(y.low), below = across(y.high);
+                        const float v = mix(above, below, y.weight);
+                        const bool inside = c < W && v >= 0.5f;
+                        const unsigned set = __ballot_sync(0xffffffff, inside);
+                        if (inside) sum += (unsigned long long)(v * 1073741824.f);
+                        if (set) any |= set, area += __popc(set), top = min(top, r), bottom = max(bottom, r);
+                        if (lane == 0) s_x[(r - first) * width + i] = set;
+                    }
+                    if (any) left = min(left, (part + i) * 32 + __ffs(any) - 1), right = max(right, (part + i) * 32 + 31 - __clz(any));
                 }
-                if (any) left = min(left, (part + i) * 32 + __ffs(any) - 1), right = max(right, (part + i) * 32 + 31 - __clz(any));
+                __syncthreads();
+                if (width == words) {  // neighbours in `bits`, too: whole sectors a warp
+                    unsigned* out = bits + s_mask[0] + size_t(first) * words;
+                    const int shift = reinterpret_cast<size_t>(out) / 4 % 8;
+                    for (int e = int(threadIdx.x) - shift; e < (last - first) * words; e += kBlock) {
+                        if (e >= 0) out[e] = s_x[e];
+                    }
+                } else {
+                    for (int e = threadIdx.x; e < (last - first) * width; e += kBlock) {
+                        bits[s_mask[0] + size_t(first + e / width) * words + part + e % width] = s_x[e];
+                    }
+                }
+                __syncthreads();
             }
-            __syncthreads();
-            if (width == words) {  // neighbours in `bits`, too: whole sectors a warp
-                unsigned* out = bits + s_mask[0] + size_t(first) * words;
-                const int shift = reinterpret_cast<size_t>(out) / 4 % 8;
-                for (int e = int(threadIdx.x) - shift; e < (last - first) * words; e += kBlock) {
-                    if (e >= 0) out[e] = s_x[e];
-                }
-            } else {
-                for (int e = threadIdx.x; e < (last - first) * width; e += kBlock) {
-                    bits[s_mask[0] + size_t(first + e / width) * words + part + e % width] = s_x[e];
-                }
-            }
-            __syncthreads();
         }
     }
+    nan = __syncthreads_or(nan);
     sum = warp_sum(sum);
     if (lane == 0) {
         s_set[warp][0] = area, s_set[warp][1] = left, s_set[warp][2] = top, s_set[warp][3] = right, s_set[warp][4] = bottom;

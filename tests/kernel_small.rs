@@ -344,8 +344,9 @@ fn dysample() {
 fn mask_head() {
     let sizes = [(40, 70), (1, 1), (181, 128), (97, 225)];
     mask_heads(84, &sizes);
-    // so many that blocks are tall; lines that outgrow a block's room, in number and in length
+    // so many that blocks are tall, and go down; lines that outgrow a block's room, in number and in length
     mask_heads(84, &sizes.repeat(9));
+    mask_heads(84, &sizes.repeat(20));
     mask_heads(8, &[(700, 40), (1, 1), (2, 1500), (3, 1300)]);
 }
 

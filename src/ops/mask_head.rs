@@ -74,9 +74,13 @@ impl Op for MaskHead {
         }
         // Lines of x and of p.
         let (height, smem) = lines(gpu, q, s, |h| 2 * (h + 6) * s + 4 * (h + 1) * s)?;
-        let [side, count, tall] = [s, q, height].map(|n| int("mask_head extent", n));
+        // A block that goes on downwards reads each line once. Lower ones are there to fill the GPU.
+        let few = 2 * gpu.sms as usize;
+        let fills = |n: &usize| height > 8 && q * s.div_ceil(height * n) >= few;
+        let steps = [8, 4, 2].into_iter().find(fills).unwrap_or(1);
+        let [side, count, tall, down] = [s, q, height, steps].map(|n| int("mask_head extent", n));
         let cleared = (q * STATS).div_ceil(BLOCK as usize);
-        let grid = [blocks("mask_head S", s.div_ceil(height))?, blocks_yz("mask_head Q", q)?, 1];
+        let grid = [blocks("mask_head S", s.div_ceil(height * steps))?, blocks_yz("mask_head Q", q)?, 1];
         let start = |entry, grid, smem, args| Launch { entry, grid, block: [BLOCK, 1, 1], smem, args };
         let (bits, stats, p) = (&self.bits, &self.stats, self.probability.as_ref());
         Ok(vec![
@@ -85,7 +89,7 @@ impl Op for MaskHead {
                 "mask_head_bf16",
                 grid,
                 smem,
-                args![bits, stats, p, &self.x, &self.w, &self.b, &self.masks, side?, tall?],
+                args![bits, stats, p, &self.x, &self.w, &self.b, &self.masks, side?, tall?, down?],
             ),
         ])
     }
