@@ -3,11 +3,17 @@
 
 mod common;
 
+use common::demo;
 use common::golden::{Golden, name_in_one_case, tiny};
 use common::gpu::{device, driver, expect_clean, report};
-use mllmseg::device::cuda;
+use mllmseg::checkpoint::Checkpoint;
+use mllmseg::device::{Choice, cuda};
 use mllmseg::dump::{Data, Input, Tokens, dump};
-use mllmseg::image::{Rgb, normalize};
+use mllmseg::image::{Rgb, normalize, resize_bicubic};
+use mllmseg::text::{Prompts, Tokenizer, UserText};
+use regex::Regex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Relative L2 distance of the published bf16 implementation from its own f32 run, the worst of the tiny cases, by stage; rounded up.
 const PUBLISHED: [(&str, f64); 21] = [
@@ -100,4 +106,48 @@ fn three_expressions() {
 #[test]
 fn rejected_expressions_are_run_again_with_seg() {
     check("tiny-rej", "tiny-rej", "");
+}
+
+/// The demo's four vision layers, four language model layers and its decoder, trained: the output of every node is near to the f32 reference's. An output
+/// is rounded by up to 2^-9 of itself, and roundings of one layer after another add up as independent ones do, with the root of their number.
+#[test]
+fn every_node_of_a_deeper_model_is_near_the_reference() {
+    let _driver = driver();
+    let checkpoint = Arc::new(Checkpoint::open(&demo::model()).unwrap());
+    let (config, tokenizer) = (&checkpoint.config, Tokenizer::open(&checkpoint.dir).unwrap());
+    let system = config.system_message.as_deref();
+    let prompts = Prompts::new(&tokenizer, system, config.image_tokens(), UserText::Plain).unwrap();
+    let prompt = prompts.joint(&["the white circle", "a red cat", "the largest square"]).unwrap().ids;
+    let size = config.force_image_size;
+    let image = resize_bicubic(&demo::picture("images/010.png"), size, size).unwrap();
+    let input = Input {
+        pixel_values: normalize(&image),
+        input_ids: [prompts.prefix(), prompts.image(), prompt].concat(),
+        reevaluate: true,
+        resized: None,
+    };
+    let (tokens, all) = (Tokens::read(&checkpoint.dir).unwrap(), Regex::new("").unwrap());
+    cuda::reset_simulator();
+    let [ours, exact] =
+        [device(), Choice::Cpu].map(|d| dump(&checkpoint, &tokens, &input, Some(&all), d).unwrap());
+    expect_clean(&report());
+    let mut nodes = BTreeMap::new();
+    for (name, exact) in &exact {
+        let (Data::F32(exact), Data::F32(ours)) = (&exact.data, &ours[name].data) else { continue };
+        let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|v| v * v).sum::<f64>().sqrt();
+        let apart = norm(&mut ours.iter().zip(exact).map(|(a, b)| f64::from(a - b)));
+        let off = apart / norm(&mut exact.iter().map(|&v| f64::from(v)));
+        // Layers that it has behind it; the decoder has the vision tower's, and layers of its own.
+        let layer = name.strip_prefix("vit.").or(name.strip_prefix("llm.")).and_then(|n| n.split('.').next());
+        let layer = layer.and_then(|n| n.trim_start_matches("layer").parse().ok());
+        let behind = if name.starts_with("dec.") { 8 } else { layer.unwrap_or(4u32) };
+        let bound = 5e-3 * f64::from(1 + behind).sqrt();
+        assert!(off <= bound, "{name}: {off:.2e} from the reference, bound {bound:.2e}");
+        nodes.insert(name, off);
+    }
+    let layers = |tower: &str| {
+        (0..4).all(|l| nodes.keys().filter(|n| n.starts_with(&format!("{tower}.{l}."))).count() > 5)
+    };
+    assert!(layers("vit") && layers("llm") && nodes.len() > 120, "{} nodes were compared", nodes.len());
+    assert_eq!(ours["logits_prev_argmax"].data.bytes(), exact["logits_prev_argmax"].data.bytes());
 }
