@@ -16,8 +16,8 @@
 // Bits are those of src/image/resize.rs, which makes the tables: integers from there to the pixel, then one rounded f32 product and sum, which
 // gives for each of the 256 bytes the bf16 of the formula with every step rounded.
 //
-// preprocess_across: gridDim == (ceil(most H / (kLines*groups)), ceil(S/kColumns), B). A block makes `groups` times kLines x kColumns results. A line's
-// quads come kChunk at a time: bytes as they stand in the source, 16 at a time; then a word for each colour of a quad. A lane is a line, a warp makes
+// preprocess_across: gridDim == (ceil(most H / (kLines*groups)), ceil(S/columns), B), columns == blockDim.x/32 * kEach. A block makes `groups` times
+// kLines x columns results. A line's quads come kChunk at a time: bytes as they stand in the source, 16 at a time; then a word for each colour of a quad. A lane is a line, a warp makes
 // kEach columns: so lanes read words of their own banks at any scale, and weights are the warp's.
 // preprocess_down: gridDim == (ceil(G/kPatches), ceil(G/rows), B), dynamic shared memory for kPatches rows of y, the weights of P results of
 // kRing quads, and rows*P words. A lane is a column; a block goes down `rows` rows of patches and reads each quad once, as long as kRing quads are
@@ -30,10 +30,10 @@
 
 constexpr int kBits = 22, kFields = 8;
 constexpr int kWeights = 10;  // quads of a result whose weights are kept in shared memory; those of more are read from L1
-constexpr int kLines = 32, kColumns = 112, kEach = 7, kAcross = 512;  // == ops::preprocess::{LINES, COLUMNS, -, ACROSS}
+constexpr int kLines = 32, kEach = 7, kAcross = 512;  // == ops::preprocess::{LINES, EACH}, and the most threads of a block
+constexpr int kColumns = kAcross / 32 * kEach;
 constexpr int kChunk = 44, kPieces = kChunk * 12 / 16 + 1;            // of a line: quads at a time; 16 bytes, wherever they begin in 16
 constexpr int kPatches = 8, kRing = 16, kWide = 128, kDown = 256;    // == ops::preprocess::{PATCHES, RING, -, DOWN}
-static_assert(kColumns == kEach * kAcross / 32, "a warp's columns");
 
 // The sums of products of bytes with the low, middle and high bytes of weights.
 struct Sums {
@@ -57,29 +57,30 @@ preprocess_across(unsigned* lines, const uint8_t* source, const int* tables, con
     } s;
     __shared__ __align__(16) unsigned s_w[kColumns * kWeights * 3], s_x[3][kLines][kChunk + 1];
     __shared__ int s_picture[kFields], s_first[kColumns];
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, column0 = blockIdx.y * kColumns, columns = min(kColumns, S - column0);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, threads = blockDim.x;
+    const int column0 = blockIdx.y * (threads / 32 * kEach), columns = min(threads / 32 * kEach, S - column0);
     if (threadIdx.x < kFields) s_picture[threadIdx.x] = pictures[blockIdx.z * kFields + threadIdx.x];
     __syncthreads();
-    const int H = s_picture[1], W = s_picture[2], quads = s_picture[5], begin = blockIdx.x * kLines * groups;
-    if (begin >= H) return;
+    const int H = s_picture[1], W = s_picture[2], quads = s_picture[5], top = blockIdx.x * kLines * groups;
+    if (top >= H) return;
     const int* first = tables + s_picture[4];
     const unsigned* weights = reinterpret_cast<const unsigned*>(first + S) + size_t(column0) * quads * 3;
     if (int(threadIdx.x) < columns) s_first[threadIdx.x] = first[column0 + threadIdx.x];
     if (quads <= kWeights) {
-        for (int e = threadIdx.x * 4; e < columns * quads * 3; e += kAcross * 4) store16(s_w + e, load16(weights + e));
+        for (int e = threadIdx.x * 4; e < columns * quads * 3; e += threads * 4) store16(s_w + e, load16(weights + e));
         weights = s_w;
     }
     __syncthreads();
     const int end = min(s_first[columns - 1] + quads, (W + 3) / 4);
     const size_t size = size_t(H) * W * 3;
     const uint8_t* x = source + size_t(s_picture[0]) * 16;
-    for (int line0 = begin; line0 < min(H, begin + kLines * groups); line0 += kLines) {
+    for (int line0 = top; line0 < min(H, top + kLines * groups); line0 += kLines) {
         auto at = [&](int l, int quad) { return (size_t(min(line0 + l, H - 1)) * W + size_t(quad) * 4) * 3; };
         int acc[kEach][3] = {};
         for (int from = s_first[0]; from < end; from += kChunk) {
             const int n = min(kChunk, end - from);
             __syncthreads();  // what was there has been used by all
-            for (int e = threadIdx.x; e < kLines * kPieces; e += kAcross) {
+            for (int e = threadIdx.x; e < kLines * kPieces; e += threads) {
                 const int l = e / kPieces, piece = e % kPieces;
                 const size_t byte = at(l, from);
                 if (piece * 16 >= int(byte % 16) + n * 12 + 4) continue;  // a word more is read than is used
@@ -87,7 +88,7 @@ preprocess_across(unsigned* lines, const uint8_t* source, const int* tables, con
                 store16(&s.pieces[l][piece], here < size ? load16(x + here) : uint4{});
             }
             __syncthreads();
-            for (int l = warp; l < kLines; l += kAcross / 32) {
+            for (int l = warp; l < kLines; l += threads / 32) {
                 const int byte = at(l, from) % 16, bits = byte % 4 * 8;
                 for (int i = lane; i < n; i += 32) {
                     const unsigned* w = &s.words[l][byte / 4 + i * 3];
@@ -103,14 +104,15 @@ preprocess_across(unsigned* lines, const uint8_t* source, const int* tables, con
             for (int i = 0; i < kEach; ++i) {
                 const int column = warp * kEach + i;
                 if (column >= columns) break;
-                const int q0 = max(s_first[column], from), q1 = min(s_first[column] + quads, from + n);
-                const unsigned* w = weights + (size_t(column) * quads + q0 - s_first[column]) * 3;
+                const int begin = s_first[column], skipped = max(from - begin, 0), last = min(quads, from + n - begin);
+                const unsigned* w = weights + (column * quads + skipped) * 3;
+                const unsigned* q = &s_x[0][lane][begin + skipped - from];
                 Sums sums[3];
-#pragma unroll 2
-                for (int q = q0; q < q1; ++q, w += 3) {
+#pragma unroll 1
+                for (int k = skipped; k < last; ++k, w += 3, ++q) {
                     const unsigned v[3] = {w[0], w[1], w[2]};
 #pragma unroll
-                    for (int c = 0; c < 3; ++c) sums[c].add(s_x[c][lane][q - from], v);
+                    for (int c = 0; c < 3; ++c) sums[c].add(q[c * kLines * (kChunk + 1)], v);
                 }
 #pragma unroll
                 for (int c = 0; c < 3; ++c) acc[i][c] += sums[c].sum();
@@ -126,7 +128,7 @@ preprocess_across(unsigned* lines, const uint8_t* source, const int* tables, con
         __syncthreads();
         const int rows = min(kLines, H - line0 + 3) / 4 * 3;  // colours of quads
         unsigned* to = lines + size_t(s_picture[3] + line0) / 4 * 3 * S + column0;
-        for (int r = warp; r < rows; r += kAcross / 32) {
+        for (int r = warp; r < rows; r += threads / 32) {
             if (lane < columns / 4) store16(to + size_t(r) * S + lane * 4, load16(&s.y[r / 3][r % 3][lane * 4 ^ r / 3 * 4]));
         }
     }
@@ -161,7 +163,7 @@ preprocess_down_bf16(bf16* y, const unsigned* lines, const int* tables, const in
                 const int q0 = s_first[u], n = min(quads, all - q0);
                 for (int column = warp % kBeside * 32 + lane; column < columns; column += kWide) {
                     Sums sums[3];
-#pragma unroll 2
+#pragma unroll 4
                     for (int q = 0; q < n; ++q) {
                         const unsigned w[3] = {weight(u, q, 0), weight(u, q, 1), weight(u, q, 2)};
 #pragma unroll

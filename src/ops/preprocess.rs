@@ -11,10 +11,9 @@ use crate::{Error, Result};
 /// of 4; first element of the table of its width, and that table's quads; likewise of its height.
 pub const PICTURE: usize = 8;
 
-/// Threads a block, lines and columns that it resizes across at a time: `kAcross`, `kLines`, `kColumns` in kernels/preprocess.cu.
-const ACROSS: u32 = 512;
+/// Lines that a block of at most 16 warps resizes across at a time, and columns of a warp: `kLines`, `kEach` in kernels/preprocess.cu.
 const LINES: usize = 32;
-const COLUMNS: usize = 112;
+const EACH: usize = 7;
 
 /// Threads a block, patches beside each other that it makes, quads of lines that it holds: `kDown`, `kPatches`, `kRing` in
 /// kernels/preprocess.cu.
@@ -77,12 +76,16 @@ impl Op for Preprocess {
             return Err(Error::shape("preprocess pictures", "at least one with a line", "none"));
         }
         let (y, x, s, t, p) = (&self.y, &self.lines, &self.source, &self.tables, &self.pictures);
-        // Blocks share lines at their edges and read weights of their own: as large as leave every multiprocessor two.
-        let few = 2 * gpu.sms as usize;
-        let (tiles, tall) = (size.div_ceil(COLUMNS), |g: usize| lines.div_ceil(LINES * g));
-        let groups = [4, 2].into_iter().find(|&g| tall(g) * tiles >= few).unwrap_or(1);
+        // Blocks share what is at their edges and read weights of their own: as large as leave every multiprocessor two, or one where there is little.
+        let sms = gpu.sms as usize;
+        let across = |g: usize, warps: usize| [lines.div_ceil(LINES * g), size.div_ceil(warps * EACH)];
+        let sizes = [(4, 16, 2 * sms), (2, 16, 2 * sms), (1, 16, sms), (1, 8, sms)];
+        let fills =
+            |&(g, warps, least): &(usize, usize, usize)| across(g, warps).iter().product::<usize>() >= least;
+        let (groups, warps, _) = sizes.into_iter().find(fills).unwrap_or((1, 4, 0));
+        let [tall, tiles] = across(groups, warps);
         let (beside, high) = (self.side.div_ceil(PATCHES), |rows: usize| self.side.div_ceil(rows));
-        let rows = [8, 4, 2].into_iter().find(|&rows| b * beside * high(rows) >= few).unwrap_or(1);
+        let rows = [8, 4, 2].into_iter().find(|&rows| b * beside * high(rows) >= 2 * sms).unwrap_or(1);
         let shared = 2 * PATCHES * k + 4 * self.patch * (RING * 3 + rows);
         let [side, patch, columns, size, groups_, rows_] =
             [self.side, self.patch, k, size, groups, rows].map(|n| int("preprocess extent", n));
@@ -90,8 +93,8 @@ impl Op for Preprocess {
         Ok(vec![
             Launch {
                 entry: "preprocess_across",
-                grid: [blocks("preprocess lines", tall(groups))?, blocks_yz("preprocess S", tiles)?, items],
-                block: [ACROSS, 1, 1],
+                grid: [blocks("preprocess lines", tall)?, blocks_yz("preprocess S", tiles)?, items],
+                block: [32 * warps as u32, 1, 1],
                 smem: 0,
                 args: args![x, s, t, p, size?, groups_?],
             },
