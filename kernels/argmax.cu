@@ -11,7 +11,7 @@
 
 constexpr int kBlock = 1024;  // == ops::argmax::BLOCK
 
-struct Best {
+struct __align__(8) Best {
     float value;
     int at;
 };
