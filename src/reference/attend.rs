@@ -5,7 +5,7 @@
 //! product, whose lanes are values. Keys and values are packed once a job, for all its heads and blocks of queries.
 //! A query's sums run over its keys in order, whatever else is computed beside it.
 
-use super::gemm::{Buffer, Kernel, WORDS, pack, pair};
+use super::gemm::{Buffer, Kernel, Rows, WORDS, pack, pair};
 use super::matmul::Shared;
 use super::{Precision, math};
 use multiversion::multiversion;
@@ -133,9 +133,15 @@ fn fill(to: &mut [u32], a: &[f32], b: &[f32], per_word: usize) {
     rest.fill(0);
 }
 
+/// The broadcast operand of a kernel: its rows side by side, steps `w_step` words apart.
+fn columns(w: &[u32], w_step: usize) -> Rows {
+    let start = w.as_ptr().cast();
+    Rows { start, row: 4, step: 4 * w_step, ahead: (start, 0) }
+}
+
 /// The queries from `first` on of one head.
 fn block(y: &Shared, job: &Job, kv: &Packed, hd: usize, (head, first): (usize, usize), buffers: &mut Block) {
-    let Kernel { rows, lanes, per_word, columns: run, .. } = kv.kernel;
+    let Kernel { rows, lanes, per_word, words: [run, _], .. } = kv.kernel;
     let n = BLOCK.min(job.q.rows - first);
     // Keys that every query of the block sees, and those that the last one does.
     let all = if job.causal { kv.total - job.q.rows + first + 1 } else { kv.total };
@@ -158,7 +164,7 @@ fn block(y: &Shared, job: &Job, kv: &Packed, hd: usize, (head, first): (usize, u
             assert!(s.len() >= (rows - 1) * stride + lanes);
             // SAFETY: the slices hold `k_words` steps of the kernel's rows and lanes, and its results by the assertion; `Kernel::new` chose one
             // whose instructions this CPU has.
-            unsafe { run(k_words, keys.as_ptr(), rows, q.as_ptr(), s.as_mut_ptr(), stride, false) };
+            unsafe { run(k_words, columns(keys, rows), q.as_ptr(), s.as_mut_ptr(), stride, false) };
         }
     }
     for key in all..steps * per_word {
@@ -181,7 +187,7 @@ fn block(y: &Shared, job: &Job, kv: &Packed, hd: usize, (head, first): (usize, u
                 let (w, out) = (&w[word * w_step + r..], &mut out[r * out_stride + p * lanes..]);
                 assert!(w.len() >= (len - 1) * w_step + rows && out.len() >= (rows - 1) * out_stride + lanes);
                 // SAFETY: as above, by the assertion and the slice of `x`.
-                unsafe { run(len, w.as_ptr(), w_step, x.as_ptr(), out.as_mut_ptr(), out_stride, word > 0) };
+                unsafe { run(len, columns(w, w_step), x.as_ptr(), out.as_mut_ptr(), out_stride, word > 0) };
             }
         }
     }

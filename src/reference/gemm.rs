@@ -1,9 +1,9 @@
 //! The CPU's matrix multiplication: weights as they lie in the checkpoint, rows of `x` packed once.
 //!
-//! `x` is packed into panels of `lanes` rows, k outermost, so that one vector holds one k of many rows. Weight rows are copied, a tile at
-//! a time, into a scratch that stays in L2 (widened to f32, or as pairs of bf16). The microkernel keeps `rows` weight rows times one
-//! panel in registers: per k it loads the panel's vectors and broadcasts each row's weight. So nothing is transposed but `x`, once, and the
-//! result, 16 by 16 values in registers.
+//! `x` is packed into panels of `lanes` rows, k outermost, so that one vector holds one k of many rows. The microkernel keeps `rows` weight
+//! rows times one panel in registers: per k it loads the panel's vectors and broadcasts each row's weight, with AVX-512 from where the
+//! checkpoint's bf16 lie; what it will read next comes into L2 meanwhile. So nothing is transposed but `x`, once, and the result, 16 by 16
+//! values in registers. Other weights, and rows that do not fill a block, are copied into a scratch first, a tile at a time.
 //!
 //! The `gemm` crate, called on widened tiles, transposes and packs every weight tile again; this does not. How it compares with PyTorch's
 //! MKL and oneDNN is in benches/records/. Tested against that crate and, exactly, on small integers.
@@ -15,9 +15,8 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Weight rows of one scratch tile, at most: a multiple of every kernel's rows. A tile reads its panels of `x` from L3 once, so the more rows
-/// the better: with 48 of them the same kernel reached a third of its speed (2026-11-22, Xeon with 1 MB L2).
-const TILE_ROWS: usize = 192;
+/// Weight rows of one tile, at most: a multiple of every kernel's rows.
+const TILE_ROWS: usize = 96;
 /// Panels of one task, at most: its products stay in L2 beside the scratch.
 const TASK_PANELS: usize = 11;
 /// 32-bit words of a scratch row that are used: one k (f32) or two (bf16) each. One panel's words are 32 KB.
@@ -50,8 +49,18 @@ impl Buffer {
     }
 }
 
-/// `y[r*y_step + lane] (+)= Σ_s w(r, s) * x[s*lanes + lane]` for the kernel's rows and lanes: `(steps, w, w_step, x, y, y_step, add)`.
-pub(super) type Micro = unsafe fn(usize, *const u32, usize, *const u32, *mut f32, usize, bool);
+/// Where a kernel finds its weights: `w(r, s)` is `r*row + s*step` bytes behind `start`, at any alignment.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    pub start: *const u8,
+    pub row: usize,
+    pub step: usize,
+    /// Weights that are fetched into L2 meanwhile: as many steps of `ahead.1` rows from `ahead.0` on. Nothing need be there.
+    pub ahead: (*const u8, usize),
+}
+
+/// `y[r*y_step + lane] (+)= Σ_s w(r, s) * x[s*lanes + lane]` for the kernel's rows and lanes: `(steps, w, x, y, y_step, add)`.
+pub(super) type Micro = unsafe fn(usize, Rows, *const u32, *mut f32, usize, bool);
 
 /// Microkernels and their shape.
 #[derive(Clone, Copy)]
@@ -62,10 +71,10 @@ pub(super) struct Kernel {
     pub per_word: usize,
     /// Lanes of the narrow kernel: of the last panel, if that is enough for its rows.
     narrow: usize,
-    /// `w(r, s) = w[r*STRIDE + s*w_step]`, by the number of lanes: all, and the narrow ones.
-    scratch: [Micro; 2],
-    /// `w(r, s) = w[r + s*w_step]`
-    pub columns: Micro,
+    /// For weights that are words, by the number of lanes: all, and the narrow ones.
+    pub words: [Micro; 2],
+    /// For weights that are bf16, a word of x being one k or two.
+    bf16: Option<[Micro; 2]>,
 }
 
 impl Kernel {
@@ -80,43 +89,31 @@ impl Kernel {
         #[cfg(target_arch = "x86_64")]
         {
             use x86::*;
-            /// The wide kernel or the narrow one, reading weights in both ways.
-            macro_rules! add {
-                ($rows:literal, $width:literal, $per_word:literal, $wide:ident, $narrow:ident) => {
-                    let kernel = |lanes, scratch: Micro, columns: Micro| Kernel {
-                        rows: $rows,
-                        lanes,
-                        per_word: $per_word,
-                        narrow: $width,
-                        scratch: [scratch, $narrow::<STRIDE>],
-                        columns,
-                    };
-                    all.push(match m <= $width {
-                        true => kernel($width, $narrow::<STRIDE>, $narrow::<1>),
-                        false => kernel(2 * $width, $wide::<STRIDE>, $wide::<1>),
-                    });
-                };
-            }
+            let mut add = |rows, width, per_word, [wide, narrow]: [Micro; 2], bf16: Option<[Micro; 2]>| {
+                let few = m <= width; // the narrow kernel for all
+                let choose = |[wide, narrow]: [Micro; 2]| [if few { narrow } else { wide }, narrow];
+                all.push(Kernel {
+                    rows,
+                    lanes: if few { width } else { 2 * width },
+                    per_word,
+                    narrow: width,
+                    words: choose([wide, narrow]),
+                    bf16: bf16.map(choose),
+                });
+            };
             if precision == Precision::Bf16 && k.is_multiple_of(2) && super::has_bf16() {
-                add!(12, 16, 2, bf16_avx512, bf16_avx512_16);
+                let kernels: [Micro; 2] = [bf16_avx512, bf16_avx512_16];
+                add(12, 16, 2, kernels, Some(kernels));
             }
-            if is_x86_feature_detected!("avx512f") {
-                add!(12, 16, 1, f32_avx512, f32_avx512_16);
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
+                add(12, 16, 1, [f32_avx512, f32_avx512_16], Some([widen_avx512, widen_avx512_16]));
             }
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                add!(6, 8, 1, f32_avx2, f32_avx2_8);
+                add(6, 8, 1, [f32_avx2, f32_avx2_8], None);
             }
         }
         let _ = (precision, m, k);
-        let scratch: Micro = plain::<STRIDE>;
-        all.push(Kernel {
-            rows: 4,
-            lanes: 8,
-            per_word: 1,
-            narrow: 8,
-            scratch: [scratch; 2],
-            columns: plain::<1>,
-        });
+        all.push(Kernel { rows: 4, lanes: 8, per_word: 1, narrow: 8, words: [plain; 2], bf16: None });
         all
     }
 }
@@ -155,9 +152,8 @@ impl<'a> Packed<'a> {
     }
 
     /// Weight rows and rows of `x` of one task, for `n` weight rows in all: the split that takes the least time by a rough model, in which each
-    /// task also pays for copying its weights, and for reading its panels, what some products of a row and a panel cost.
+    /// task also pays for reading its panels what some products of a row and a panel cost.
     pub fn task_shape(&self, n: usize) -> [usize; 2] {
-        const COPY: usize = 1;
         const READ: usize = 12;
         let Kernel { rows, lanes, .. } = self.kernel;
         let (blocks, panels) =
@@ -169,7 +165,7 @@ impl<'a> Packed<'a> {
         let time = |split| {
             let [height, width] = shape(split);
             let tasks = n.div_ceil(height) * panels.div_ceil(width);
-            tasks.div_ceil(threads) * (height * width + COPY * height + READ * width)
+            tasks.div_ceil(threads) * (height * width + READ * width)
         };
         let [height, width] = shape(splits.min_by_key(|s| time(*s)).expect("at least one split"));
         [height.max(rows), width.max(1) * lanes]
@@ -185,8 +181,7 @@ impl<'a> Packed<'a> {
         n: Range<usize>,
         m: Range<usize>,
     ) -> usize {
-        let Kernel { rows: block, lanes, per_word, narrow, scratch: [wide_run, narrow_run], .. } =
-            self.kernel;
+        let Kernel { rows: block, lanes, per_word, narrow, words: runs, bf16 } = self.kernel;
         let (first, rows) = (n.start, n.len());
         let (stride, steps) = (m.len().next_multiple_of(narrow), self.k / per_word);
         let panels = &self.words[m.start * steps..(m.start + stride) * steps];
@@ -194,24 +189,51 @@ impl<'a> Packed<'a> {
         if steps == 0 {
             yt.fill(0.0);
         }
+        // Whole blocks of rows are read where they lie, if there is a kernel for that.
+        let mapped = match (w, bf16) {
+            (Weights::Bf16(w), Some(runs)) => Some((&w[first * self.k..(first + rows) * self.k], runs)),
+            _ => None,
+        };
+        let lying = if mapped.is_some() { rows / block * block } else { 0 };
+        let calls = panels.len().div_ceil((lanes * steps).max(1)) * (lying / block);
         let scratch = scratch.words(TILE_ROWS * STRIDE);
         for word in (0..steps).step_by(WORDS) {
             let len = WORDS.min(steps - word);
-            for (r, to) in scratch.chunks_exact_mut(STRIDE).take(rows).enumerate() {
+            for (r, to) in scratch.chunks_exact_mut(STRIDE).enumerate().take(rows).skip(lying) {
                 fill(&mut to[..len], w, (first + r) * self.k + word * per_word, per_word);
             }
+            // The next weights: of the same rows, or of the rows after them.
+            let next = if word + len < steps { (word + len) * per_word } else { rows * self.k };
+            let mut fetched = 0;
             for (p, panel) in panels.chunks(lanes * steps).enumerate() {
                 let lanes_here = panel.len() / steps;
-                let run = if lanes_here == lanes { wide_run } else { narrow_run };
+                let narrow = usize::from(lanes_here < lanes);
                 let x = &panel[word * lanes_here..(word + len) * lanes_here];
                 for r in (0..rows).step_by(block) {
-                    let (w, y) = (&scratch[r * STRIDE..], &mut yt[r * stride + p * lanes..]);
-                    assert!(
-                        w.len() >= (block - 1) * STRIDE + len && y.len() >= (block - 1) * stride + lanes_here
-                    );
-                    // SAFETY: by the assertion and the slice of `x`, every element that the kernel touches is inside; `Kernel::new` chose
+                    let y = &mut yt[r * stride + p * lanes..];
+                    assert!(y.len() >= (block - 1) * stride + lanes_here);
+                    let (run, w) = match mapped {
+                        Some((w, runs)) if r < lying => {
+                            let some = (rows - fetched).min(rows.div_ceil(calls));
+                            let ahead = (w.as_ptr().wrapping_add(fetched * self.k + next).cast(), some);
+                            fetched += some;
+                            let w = &w[r * self.k + word * per_word..];
+                            assert!(w.len() >= (block - 1) * self.k + len * per_word);
+                            (
+                                runs[narrow],
+                                Rows { start: w.as_ptr().cast(), row: 2 * self.k, step: 2 * per_word, ahead },
+                            )
+                        }
+                        _ => {
+                            let w = &scratch[r * STRIDE..];
+                            assert!(w.len() >= (block - 1) * STRIDE + len);
+                            let start = w.as_ptr().cast();
+                            (runs[narrow], Rows { start, row: 4 * STRIDE, step: 4, ahead: (start, 0) })
+                        }
+                    };
+                    // SAFETY: by the assertions and the slice of `x`, every element that the kernel touches is inside; `Kernel::new` chose
                     // one whose instructions this CPU has.
-                    unsafe { run(len, w.as_ptr(), 1, x.as_ptr(), y.as_mut_ptr(), stride, word > 0) };
+                    unsafe { run(len, w, x.as_ptr(), y.as_mut_ptr(), stride, word > 0) };
                 }
             }
         }
@@ -318,25 +340,18 @@ fn fill(to: &mut [u32], w: Weights, at: usize, per_word: usize) {
 ///
 /// # Safety
 /// See [`Micro`]: every element that the formula names must be inside its buffer.
-unsafe fn plain<const ROW: usize>(
-    steps: usize,
-    w: *const u32,
-    w_step: usize,
-    x: *const u32,
-    y: *mut f32,
-    y_step: usize,
-    add: bool,
-) {
+unsafe fn plain(steps: usize, w: Rows, x: *const u32, y: *mut f32, y_step: usize, add: bool) {
     for r in 0..4 {
         let mut sums = [0.0f32; 8];
         for s in 0..steps {
             // SAFETY: the caller's promise.
             let (w, x) = unsafe {
-                (f32::from_bits(*w.add(r * ROW + s * w_step)), x.add(s * 8).cast::<[u32; 8]>().read())
+                (
+                    w.start.add(r * w.row + s * w.step).cast::<f32>().read_unaligned(),
+                    x.add(s * 8).cast::<[f32; 8]>().read_unaligned(),
+                )
             };
-            for (sum, x) in sums.iter_mut().zip(x) {
-                *sum += w * f32::from_bits(x);
-            }
+            sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += w * x);
         }
         for (lane, sum) in sums.into_iter().enumerate() {
             // SAFETY: the caller's promise.
@@ -348,9 +363,10 @@ unsafe fn plain<const ROW: usize>(
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    use super::Rows;
     use std::arch::x86_64::*;
 
-    /// A kernel of `$rows` rows and `$vectors` vectors of `$width` lanes: `$load` a vector of x, `$splat` a word of w, `$fma` into the sums.
+    /// A kernel of `$rows` rows and `$vectors` vectors of `$width` lanes: `$load` a vector of x, `$splat` a weight, `$fma` into the sums.
     macro_rules! kernel {
         ($(#[$doc:meta])* $name:ident, $features:literal, $rows:literal, $vectors:literal, $width:literal,
          $zero:ident, $load:expr, $splat:expr, $fma:ident, $read:ident, $write:ident) => {
@@ -359,28 +375,26 @@ mod x86 {
             /// # Safety
             /// The CPU has the features; every element that [`super::Micro`]'s formula names is inside its buffer.
             #[target_feature(enable = $features)]
-            pub unsafe fn $name<const ROW: usize>(
-                steps: usize,
-                w: *const u32,
-                w_step: usize,
-                x: *const u32,
-                y: *mut f32,
-                y_step: usize,
-                add: bool,
-            ) {
+            pub unsafe fn $name(steps: usize, w: Rows, x: *const u32, y: *mut f32, y_step: usize, add: bool) {
                 let mut sums = [[$zero(); $vectors]; $rows];
-                // SAFETY: the caller's promise covers every access below.
+                // SAFETY: the caller's promise covers every access below; a prefetch may be anywhere.
                 unsafe {
                     if add {
                         for (r, sums) in sums.iter_mut().enumerate() {
                             *sums = std::array::from_fn(|i| $read(y.add(r * y_step + i * $width)));
                         }
                     }
+                    // Every third row: the registers do not hold the addresses of all.
+                    let thirds: [*const u8; $rows / 3] = std::array::from_fn(|i| w.start.add(3 * i * w.row));
                     for s in 0..steps {
+                        if s % 16 == 0 {
+                            for r in 0..w.ahead.1 {
+                                _mm_prefetch::<_MM_HINT_T1>(w.ahead.0.wrapping_add(r * w.row + s * w.step).cast());
+                            }
+                        }
                         let x: [_; $vectors] = std::array::from_fn(|i| $load(x.add((s * $vectors + i) * $width)));
-                        let w = w.add(s * w_step);
                         for (r, sums) in sums.iter_mut().enumerate() {
-                            let weight = $splat(w.add(r * ROW));
+                            let weight = $splat(thirds[r / 3].add(r % 3 * w.row + s * w.step));
                             for i in 0..$vectors {
                                 sums[i] = $fma(weight, x[i], sums[i]);
                             }
@@ -403,37 +417,51 @@ mod x86 {
         _mm512_dpbf16_ps(sums, a, b)
     }
 
-    /// The word as every pair of a vector.
+    /// The two bf16 at `w` as every pair of a vector.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bf16")]
-    fn splat_pair(word: u32) -> __m512bh {
-        // SAFETY: both types are 512 bits of plain data.
-        unsafe { std::mem::transmute(_mm512_set1_epi32(word.cast_signed())) }
+    unsafe fn splat_pair(w: *const u8) -> __m512bh {
+        // SAFETY: the caller's word; both types are 512 bits of plain data.
+        unsafe { std::mem::transmute(_mm512_set1_epi32(w.cast::<i32>().read_unaligned())) }
     }
 
-    /// The three families, each wide and narrow.
+    /// The bf16 at `w` as every f32 of a vector: as the upper half of each word, zeros below.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn splat_half(w: *const u8) -> __m512 {
+        // SAFETY: the caller's element.
+        let half = unsafe { w.cast::<i16>().read_unaligned() };
+        _mm512_castsi512_ps(_mm512_maskz_set1_epi16(0xaaaa_aaaa, half))
+    }
+
+    /// The families, each wide and narrow.
     macro_rules! kernels {
-        ($f32_512:ident, $bf16_512:ident, $f32_256:ident, $vectors:literal) => {
+        ($f32_512:ident, $widen_512:ident, $bf16_512:ident, $f32_256:ident, $vectors:literal) => {
             kernel!(
                 /// f32, 12 rows of vectors of 16.
                 $f32_512, "avx512f", 12, $vectors, 16, _mm512_setzero_ps, |x: *const u32| _mm512_loadu_ps(x.cast()),
-                |w: *const u32| _mm512_set1_ps(*w.cast::<f32>()), _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_storeu_ps
+                |w: *const u8| _mm512_set1_ps(w.cast::<f32>().read_unaligned()), _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_storeu_ps
+            );
+            kernel!(
+                /// Weights of bf16, the rest f32, 12 rows of vectors of 16.
+                $widen_512, "avx512f,avx512bw", 12, $vectors, 16, _mm512_setzero_ps, |x: *const u32| _mm512_loadu_ps(x.cast()),
+                |w: *const u8| splat_half(w), _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_storeu_ps
             );
             kernel!(
                 /// Pairs of bf16 into f32 sums, 12 rows of vectors of 16.
                 $bf16_512, "avx512f,avx512bf16", 12, $vectors, 16, _mm512_setzero_ps,
                 |x: *const u32| x.cast::<__m512bh>().read_unaligned(),
-                |w: *const u32| splat_pair(*w), dot_pairs, _mm512_loadu_ps, _mm512_storeu_ps
+                |w: *const u8| splat_pair(w), dot_pairs, _mm512_loadu_ps, _mm512_storeu_ps
             );
             kernel!(
                 /// f32, 6 rows of vectors of 8.
                 $f32_256, "avx2,fma", 6, $vectors, 8, _mm256_setzero_ps, |x: *const u32| _mm256_loadu_ps(x.cast()),
-                |w: *const u32| _mm256_set1_ps(*w.cast::<f32>()), _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_storeu_ps
+                |w: *const u8| _mm256_set1_ps(w.cast::<f32>().read_unaligned()), _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_storeu_ps
             );
         };
     }
-    kernels!(f32_avx512, bf16_avx512, f32_avx2, 2); // 24 of the 32 registers hold sums
-    kernels!(f32_avx512_16, bf16_avx512_16, f32_avx2_8, 1);
+    kernels!(f32_avx512, widen_avx512, bf16_avx512, f32_avx2, 2); // 24 of the 32 registers hold sums
+    kernels!(f32_avx512_16, widen_avx512_16, bf16_avx512_16, f32_avx2_8, 1);
 
     /// `y[i][j] = x[j][i]`.
     #[inline]
@@ -565,23 +593,31 @@ mod x86 {
 mod tests {
     use super::*;
 
-    /// Small integers, whose sums are exact in any order: every kernel that this CPU has, wide and narrow, not only the one it would choose.
+    /// Small integers, whose sums are exact in any order: every kernel that this CPU has, wide and narrow, not only the one it would choose,
+    /// on weights that it copies and on those that it may read where they lie.
     #[test]
     fn every_kernel_is_exact_on_small_integers() {
         let value = |i: usize, by: usize| ((i * by) % 15) as f32 - 7.0;
         let mut found = 0;
-        for (m, n, k) in [(1, 13, 10), (8, 5, 34), (9, 30, 516), (16, 12, 6), (17, 49, 700), (70, 191, 30)] {
+        for (m, n, k) in [(1, 13, 10), (8, 5, 34), (9, 30, 516), (16, 12, 6), (17, 49, 700), (70, 95, 30)] {
             let x: Vec<f32> = (0..m * k).map(|i| value(i, 7)).collect();
             let w: Vec<f32> = (0..n * k).map(|i| value(i, 11)).collect();
+            let narrow: Vec<bf16> = w.iter().map(|&w| bf16::from_f32(w)).collect();
             for kernel in Kernel::all(Precision::Bf16, m, k) {
-                let [mut words, mut yt, mut scratch] = [(); 3].map(|()| Buffer::default());
-                let packed = Packed::new(&mut words, m, [1, k], |i, _| &x[i * k..][..k], kernel);
-                let stride = packed.product(&mut yt, &mut scratch, Weights::F32(&w), 0..n, 0..m);
-                let yt = yt.floats(n * stride);
-                for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
-                    let exact: f32 = (0..k).map(|s| x[i * k + s] * w[j * k + s]).sum();
-                    let (rows, lanes) = (kernel.rows, kernel.lanes);
-                    assert_eq!(yt[j * stride + i], exact, "{rows} x {lanes}: ({m}, {n}, {k}) at {i}, {j}");
+                for weights in [Weights::F32(&w), Weights::Bf16(&narrow)] {
+                    let [mut words, mut yt, mut scratch] = [(); 3].map(|()| Buffer::default());
+                    let packed = Packed::new(&mut words, m, [1, k], |i, _| &x[i * k..][..k], kernel);
+                    let stride = packed.product(&mut yt, &mut scratch, weights, 0..n, 0..m);
+                    let yt = yt.floats(n * stride);
+                    for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                        let exact: f32 = (0..k).map(|s| x[i * k + s] * w[j * k + s]).sum();
+                        let (rows, lanes) = (kernel.rows, kernel.lanes);
+                        assert_eq!(
+                            yt[j * stride + i],
+                            exact,
+                            "{rows} x {lanes}: ({m}, {n}, {k}) at {i}, {j}"
+                        );
+                    }
                 }
                 found += 1;
             }
