@@ -8,6 +8,8 @@ use rayon::prelude::*;
 
 /// Lines that a thread makes at a time.
 const LINES: usize = 32;
+/// No value between two that are not above it reaches one half, however it is rounded.
+const BELOW_HALF: f32 = 0.49;
 
 /// Per output index: lower index, upper index, weight of the upper.
 type Tap = (usize, usize, f32);
@@ -129,11 +131,19 @@ pub fn mask_head(
         sigmoid(p, &pre);
         let [at, h, width] = [m[0] as usize, m[1] as usize, m[2] as usize];
         let (rows, cols, words, p) = (taps(size, h), taps(size, width), width.div_ceil(32), &*p);
-        let parts = bits[at..at + h * words].par_chunks_mut(LINES * words).zip(rows.par_chunks(LINES));
+        // Lines outside those of the first and the last row that has such a value have no pixel.
+        let high = |row: &[f32]| row.iter().fold(0, |any, &v| any | u32::from(v > BELOW_HALF)) != 0;
+        let mut high = (0..size).filter(|y| high(&p[y * size..][..size]));
+        let (top, end) = high.next().map_or((0, 0), |top| (top, high.next_back().unwrap_or(top) + 1));
+        let seen = rows.partition_point(|&(_, y1, _)| y1 < top)..rows.partition_point(|&(y0, ..)| y0 < end);
+        let bits = &mut bits[at..at + h * words];
+        bits.fill(0);
+        let lines = &mut bits[seen.start * words..seen.end * words];
+        let parts = lines.par_chunks_mut(LINES * words).zip(rows[seen.clone()].par_chunks(LINES));
         let part = |(part, (bits, rows)): (usize, (&mut [i32], &[Tap]))| {
-            let mut set = Set::EMPTY;
+            let (mut set, first) = (Set::EMPTY, seen.start + part * LINES);
             resample(p, size, rows, &cols, |i, line| {
-                set = set.and(pack(&mut bits[i * words..][..words], line, (part * LINES + i) as i32));
+                set = set.and(pack(&mut bits[i * words..][..words], line, (first + i) as i32));
             });
             set
         };
