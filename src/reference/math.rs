@@ -61,11 +61,27 @@ pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
     }
 }
 
-/// `1 / (1 + exp(-x))`.
+/// `x = 1 / (1 + exp(-x))`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-pub fn sigmoid(y: &mut [f32], x: &[f32]) {
-    for (y, x) in y.iter_mut().zip(x) {
-        *y = 1.0 / (1.0 + exp(-*x));
+pub fn sigmoid(x: &mut [f32]) {
+    for x in x {
+        *x = 1.0 / (1.0 + exp(-*x));
+    }
+}
+
+/// `x += b`.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+pub fn add(x: &mut [f32], b: f32) {
+    for x in x {
+        *x += b;
+    }
+}
+
+/// `x = max(x, 0)`; NaN stays one.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+pub fn relu(x: &mut [f32]) {
+    for x in x {
+        *x = if *x < 0.0 { 0.0 } else { *x };
     }
 }
 

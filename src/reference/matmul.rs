@@ -165,15 +165,12 @@ fn run_tasks(
         let stride = product(yt, w);
         let yt = yt.floats(rows * stride);
         if let Some(b) = b {
-            yt.chunks_exact_mut(stride)
-                .zip(&b[first..first + rows])
-                .for_each(|(y, b)| y.iter_mut().for_each(|y| *y += b));
+            yt.chunks_exact_mut(stride).zip(&b[first..first + rows]).for_each(|(y, b)| math::add(y, *b));
         }
         match then {
             Then::Store | Then::Residual => {}
             Then::Gelu => math::gelu(yt),
-            // not `max`, which would turn NaN into 0
-            Then::Relu => yt.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v }),
+            Then::Relu => math::relu(yt),
             Then::ScaledResidual(ls) => {
                 let scale = |(y, ls): (&mut [f32], &f32)| y.iter_mut().for_each(|y| *y *= ls);
                 yt.chunks_exact_mut(stride).zip(&ls[first..first + rows]).for_each(scale);
