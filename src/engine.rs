@@ -21,7 +21,7 @@ use crate::models::mllmseg::{
 use crate::ops::{DESCRIPTOR, KvCache, STATS};
 use crate::plan::Plan;
 use crate::reference::Precision;
-use crate::text::{Prompts, Tokenizer, UserText};
+use crate::text::{MAX_OPENING_TOKENS, Prompts, Tokenizer, UserText};
 use crate::{Error, Result};
 use prepare::Asked;
 use serde::{Deserialize, Serialize};
@@ -191,7 +191,7 @@ struct Session {
     system: (Plan, System),
     /// Rows of the system prompt, if they are computed once; else 0.
     shared: usize,
-    /// K/V rows of an image, the system prompt's included if that is not shared.
+    /// K/V rows of an image, the system prompt's included if that is not shared. Room for what opens its sequences follows them.
     per_image: usize,
     /// Images that there is room for.
     max_images: usize,
@@ -203,6 +203,13 @@ struct Session {
     texts: HashMap<[usize; 4], Kept<Text>>,
     /// By masks, words of masks, rows of hidden states, images, and whether probabilities are kept.
     masks: HashMap<[usize; 5], Kept<Masks>>,
+}
+
+impl Session {
+    /// The first K/V row of an image, or of the text behind all images.
+    fn image_at(&self, i: usize) -> usize {
+        self.shared + i * (self.per_image + MAX_OPENING_TOKENS)
+    }
 }
 
 /// A sequence of one of the pictures of a run.
@@ -241,6 +248,8 @@ struct ImageRows {
     read: Vec<i32>,
     /// [`Image::before`].
     before: Vec<i32>,
+    /// What opens the sequences of each image; its keys and values stand behind the image's.
+    openings: Vec<Vec<i32>>,
 }
 
 /// Called with each answer: the picture's place, the expression's place, the answer.
@@ -549,7 +558,7 @@ impl Engine {
         };
         let (m, savings, act) = (&self.model, self.options.savings, self.device.act_bytes());
         let before = if savings.system_once { 0 } else { prefix }; // in each image's rows
-        let cap = prefix - before + images * (before + image_rows) + rows;
+        let cap = prefix - before + images * (before + image_rows + MAX_OPENING_TOKENS) + rows;
         let mut states = States::default();
         let kv = states.kv_cache(&m.config, cap);
         let (system, system_io) = mllmseg::system(m, &mut states, &kv, prefix, savings)?;
@@ -589,8 +598,13 @@ impl Engine {
             p.asked.iter().map(move |asked| Asking { picture: *picture, image, size: p.size, asked })
         });
         let batches = self.batches(all);
-        let rows = |batch: &Vec<Asking>| batch.iter().map(|a| a.asked.sequence.ids.len()).sum::<usize>();
+        let rows = |batch: &Vec<Asking>| batch.iter().map(|a| a.asked.own().len()).sum::<usize>();
+        let openings: Vec<Vec<i32>> = pictures
+            .iter()
+            .map(|(_, p)| prepare::opening(&p.asked).iter().map(|&id| id as i32).collect())
+            .collect();
         let longest = batches.iter().map(rows).fold(MAX_ROWS, usize::max);
+        let longest = longest + openings.iter().map(Vec::len).sum::<usize>();
         let longest = bucket(self.device.as_ref(), longest, TEXT_STEP);
         let images: Vec<&Rgb> = pictures.iter().filter_map(|(_, p)| p.picture.as_ref()).collect();
         for (i, batch) in batches.iter().enumerate() {
@@ -600,7 +614,7 @@ impl Engine {
                 self.prepare(&prefix, image_ids.len(), images.len(), longest)?;
                 self.see(&images)?;
             }
-            let rows = first.then(|| self.image_rows(&prefix, &image_ids, images.len()));
+            let rows = first.then(|| self.image_rows(&prefix, &image_ids, openings.clone()));
             self.answer(batch, images.len(), rows.as_ref(), keep_probabilities, each)?;
         }
         Ok(())
@@ -612,7 +626,7 @@ impl Engine {
         let mut rows = 0;
         let packed = self.options.savings.packed && self.options.savings.image_once;
         for a in asked {
-            let len = a.asked.sequence.ids.len();
+            let len = a.asked.own().len();
             rows += len;
             match batches.last_mut() {
                 Some(batch) if packed && rows <= MAX_ROWS => batch.push(a),
@@ -630,7 +644,7 @@ impl Engine {
         let (m, savings, act) = (&self.model, self.options.savings, self.device.act_bytes());
         let shared = if savings.system_once { prefix.len() } else { 0 };
         let per_image = prefix.len() - shared + image_rows;
-        let needed = |images: usize| shared + images * per_image + text_rows;
+        let needed = |images: usize| shared + images * (per_image + MAX_OPENING_TOKENS) + text_rows;
         let fits = |s: &Session| s.max_images >= images && s.kv.k.shape[2] >= needed(s.max_images);
         if self.session.as_ref().is_some_and(fits) {
             return Ok(());
@@ -699,9 +713,10 @@ impl Engine {
         run(self.device.as_mut(), "image", &image.plan, &mut self.timings, &mut self.observer)
     }
 
-    /// The rows of `b` images.
-    fn image_rows(&self, prefix: &[u32], image_ids: &[u32], b: usize) -> ImageRows {
-        let Session { shared, per_image, .. } = *self.session.as_ref().expect("prepared");
+    /// The rows of images, an opening of each.
+    fn image_rows(&self, prefix: &[u32], image_ids: &[u32], openings: Vec<Vec<i32>>) -> ImageRows {
+        let session = self.session.as_ref().expect("prepared");
+        let (shared, per_image, b) = (session.shared, session.per_image, openings.len());
         let (context, tokens) = (self.tokenizer.special().img_context, image_ids.len());
         let one: Vec<u32> = prefix[shared..].iter().chain(image_ids).copied().collect();
         let mut patch = 0;
@@ -716,7 +731,7 @@ impl Engine {
         let segment = |i: usize| Segment {
             rows: (i * per_image, per_image),
             seen: [(0, shared), (0, 0)],
-            kv: shared + i * per_image,
+            kv: session.image_at(i),
         };
         // An image token is predicted by the row before it. The first one's is <img>, whose state is at hand where the system prompt is shared.
         let own = usize::from(shared == 0);
@@ -726,6 +741,7 @@ impl Engine {
             segments: (0..b).map(segment).collect(),
             read: (0..b * tokens).map(|i| row(i) as i32).collect(),
             before: (0..b * tokens).map(|i| if i % tokens == 0 { 0 } else { -(i as i32) }).collect(),
+            openings,
         }
     }
 
@@ -759,19 +775,29 @@ impl Engine {
     ) -> Result<()> {
         let session = self.session.as_mut().expect("prepared");
         let (shared, per_image) = (session.shared, session.per_image);
-        let text_kv = shared + session.max_images * per_image;
+        let text_kv = session.image_at(session.max_images);
         let none = ImageRows::default();
-        let ImageRows { mut ids, mut segments, mut read, before } = along.unwrap_or(&none).clone();
+        let ImageRows { mut ids, mut segments, mut read, before, openings } = along.unwrap_or(&none).clone();
         let (of_images, own) = (segments.len(), ids.len()); // of the images
         let (mut slots, mut t) = (Vec::new(), 0);
+        for (i, opening) in openings.iter().enumerate().filter(|(_, opening)| !opening.is_empty()) {
+            let (at, len) = (session.image_at(i), opening.len());
+            let seen = [(0, shared), (at, per_image)];
+            segments.push(Segment { rows: (own + t, len), seen, kv: at + per_image });
+            ids.extend(opening);
+            t += len;
+        }
         for a in batch {
             let Asked { sequence, expressions } = a.asked;
-            let len = sequence.ids.len();
-            let seen = [(0, shared), (shared + a.image * per_image, per_image)];
+            let (opening, len) = (sequence.opening, a.asked.own().len());
+            let seen = [(0, shared), (session.image_at(a.image), per_image + opening)];
             segments.push(Segment { rows: (own + t, len), seen, kv: text_kv + t });
+            ids.extend(a.asked.own().iter().map(|&id| id as i32));
             // The state before a slot predicts it.
-            let slot =
-                |(&expression, &p): (&usize, &usize)| Slot { of: *a, expression, row: own + t + p - 1 };
+            let slot = |(&expression, &p): (&usize, &usize)| {
+                let row = own + t + p - opening - 1;
+                Slot { of: *a, expression, row }
+            };
             slots.extend(expressions.iter().zip(&sequence.slots).map(slot));
             t += len;
         }
@@ -798,7 +824,6 @@ impl Engine {
             Ok(Kept { plan: Plan::new(graph, act)?, io, tensors: states.tensors[first_text..].to_vec() })
         })?;
         text.tensors.iter().try_for_each(|t| self.device.allocate(t))?;
-        ids.extend(batch.iter().flat_map(|a| a.asked.sequence.ids.iter().map(|&id| id as i32)));
         ids.resize(own + rows, 0);
         segments.resize(of_images + shape[1], Segment { rows: (own + rows, 0), seen: [(0, 0); 2], kv: 0 });
         write_rows(self.device.as_mut(), &text.io.rows, &ids, &segments)?;

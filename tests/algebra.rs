@@ -19,7 +19,7 @@ fn work(profile: &Value) -> (u64, u64) {
         if done > 0 {
             let name = node["node"].as_str().unwrap();
             let times = LAYERS.iter().find(|l| name.starts_with(l.0)).map_or(1, |l| l.1);
-            needed += times * (node["flops"].as_u64().unwrap() - node["repeated_flops"].as_u64().unwrap());
+            needed += times * node["flops"].as_u64().unwrap();
             executed += times * done;
         }
     }

@@ -435,7 +435,7 @@ fn convolve(
 
 #[test]
 fn convolutions_are_naive_loops() {
-    for (q, side, d, cell) in [(1, 1, 3, 1), (2, 2, 5, 3), (1, 5, 16, 2), (2, 9, 32, 6)] {
+    for (q, side, d, cell) in [(1, 1, 3, 1), (2, 2, 5, 3), (1, 5, 16, 2), (2, 9, 32, 6), (1, 7, 4, 15)] {
         let (o, size) = (cell * cell, side * cell);
         let (x, w, b) = (random(1, q * side * side * d), random(2, o * 9 * d), random(3, o));
         let rounded: Vec<bf16> = w.iter().map(|v| bf16::from_f32(*v)).collect();
@@ -462,7 +462,7 @@ fn convolutions_are_naive_loops() {
             }
         }
     }
-    for (q, side) in [(1, 1), (2, 2), (1, 3), (3, 4), (1, 5), (2, 23)] {
+    for (q, side) in [(1, 1), (2, 2), (1, 3), (3, 4), (1, 5), (2, 67)] {
         let (x, w) = (random(1, q * side * side), random(2, 25));
         let mut y = vec![f32::NAN; x.len()];
         r::conv5x5(&mut y, &x, &w, 0.25, [side, side]);
@@ -528,38 +528,45 @@ fn resize_is_bilinear() {
     }
 }
 
-/// Two masks of different places in one buffer, beside the steps that make them: every bit, area, box and sum.
+/// Masks of different places in one buffer, beside the steps that make them: every bit, area, box and sum.
 #[test]
 fn mask_head_is_its_steps() {
     let size = 24;
+    let pixels = size * size;
     let (w, b) = (random(2, 25), 0.1);
-    let mut x = random(1, 2 * size * size);
-    x[size * size..].fill(0.0); // the second mask is empty
-    for (h, width) in [(1, 1), (1, 200), (33, 5), (113, 300), (24, 64)] {
+    let mut x = random(1, 4 * pixels);
+    x[pixels..].fill(0.0); // the second mask is empty
+    x[2 * pixels + 9 * size + 7..][..3].fill(3.0); // the others have few lines, the last one the last
+    x[4 * pixels - 5..].fill(3.0);
+    for (h, width) in [(1, 1usize), (1, 200), (33, 5), (113, 300), (24, 64)] {
         let (mut pre, mut p) = (vec![0.0; x.len()], vec![0.0; x.len()]);
         r::conv5x5(&mut pre, &x, &w, b - 0.2, [size, size]);
         r::sigmoid(&mut p, &pre);
-        let mut y = vec![0.0; h * width];
-        r::resize(&mut y, &p[..size * size], size, h, width);
-
+        // The first word, two between the first and the second mask, and the last one are nobody's.
         let words = h * width.div_ceil(32);
-        let (mut bits, mut stats, mut kept) = (vec![7; 2 * words + 3], [9; 16], vec![0.0; x.len()]);
-        let places = [words + 1, h, width, 0, h, width].map(|v| v as i32);
+        let at = |q: usize| 1 + q * words + if q > 0 { 2 } else { 0 };
+        let (mut bits, mut stats, mut kept) = (vec![7; at(4) + 1], [9; 32], vec![0.0; x.len()]);
+        let places: Vec<i32> = (0..4).flat_map(|q| [at(q), h, width]).map(|v| v as i32).collect();
         r::mask_head(&mut bits, &mut stats, Some(&mut kept), &x, (&w, b - 0.2), &places, size);
         assert_eq!(kept, p);
-        assert!(bits[words] == 7 && bits[2 * words + 1..] == [7, 7]);
-        let mask = Mask::from_bits(width, h, &bits[words + 1..2 * words + 1]).unwrap();
-        assert!(mask.data.iter().zip(&y).all(|(m, v)| *m == u8::from(*v >= 0.5)));
-        assert_eq!(stats[0] as usize, mask.area());
-        let [x0, y0, x1, y1] = [1, 2, 3, 4].map(|i| stats[i]);
-        match mask.bbox() {
-            Some(found) => assert_eq!(found.map(|v| v as i32), [x0, y0, x1 - x0 + 1, y1 - y0 + 1]),
-            None => assert_eq!([x0, y0, x1, y1], [i32::MAX, i32::MAX, -1, -1]),
+        assert_eq!([bits[0], bits[at(1) - 2], bits[at(1) - 1], bits[at(4)]], [7; 4]);
+        for (q, stats) in stats.chunks_exact(8).enumerate() {
+            let mut y = vec![0.0; h * width];
+            r::resize(&mut y, &p[q * pixels..][..pixels], size, h, width);
+            let mask = Mask::from_bits(width, h, &bits[at(q)..][..words]).unwrap();
+            assert!(mask.data.iter().zip(&y).all(|(m, v)| *m == u8::from(*v >= 0.5)), "mask {q}");
+            assert_eq!(stats[0] as usize, mask.area());
+            assert!(q != 1 || mask.area() == 0);
+            assert!(q == 1 || h * width < pixels || mask.area() > 0);
+            let [x0, y0, x1, y1] = [1, 2, 3, 4].map(|i| stats[i]);
+            match mask.bbox() {
+                Some(found) => assert_eq!(found.map(|v| v as i32), [x0, y0, x1 - x0 + 1, y1 - y0 + 1]),
+                None => assert_eq!([x0, y0, x1, y1], [i32::MAX, i32::MAX, -1, -1]),
+            }
+            let sum: u64 = y.iter().filter(|v| **v >= 0.5).map(|v| (v * 1073741824.0) as u64).sum();
+            assert_eq!((stats[6] as u32, stats[7] as u32), (sum as u32, (sum >> 32) as u32));
+            assert_eq!(stats[5], 0);
         }
-        let sum: u64 = y.iter().filter(|v| **v >= 0.5).map(|v| (v * 1073741824.0) as u64).sum();
-        assert_eq!((stats[6] as u32, stats[7] as u32), (sum as u32, (sum >> 32) as u32));
-        assert_eq!(stats[8..], [0, i32::MAX, i32::MAX, -1, -1, 0, 0, 0]);
-        assert!(bits[..words].iter().all(|b| *b == 0));
     }
     x[5] = f32::NAN;
     let (mut bits, mut stats) = ([0; 2], [0; 16]);

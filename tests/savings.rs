@@ -13,6 +13,7 @@ use mllmseg::dump::{Data, Input, Tokens, dump};
 use mllmseg::image::{Rgb, normalize, resize_bicubic};
 use mllmseg::models::mllmseg::Savings;
 use mllmseg::reference::resize;
+use mllmseg::text::UserText;
 use mllmseg::{Answer, Engine, Options, Prompting};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -191,6 +192,42 @@ fn an_expression_among_others_is_as_it_is_alone() {
         let alone = ask(&mut engine, &[e], Prompting::Single);
         identical(&format!("{e:?} among others"), std::slice::from_ref(&together[k]), &alone);
         identical(&format!("{e:?} in another order"), std::slice::from_ref(&backwards[k]), &alone);
+    }
+}
+
+/// What all sequences begin with is computed once a picture: the rows of the token matrix.
+#[test]
+fn what_opens_all_sequences_runs_once() {
+    let mut engine = engine();
+    let asked: Vec<_> = {
+        let prompts = engine.prompts().unwrap();
+        EXPRESSIONS.iter().map(|e| prompts.single(e).unwrap()).collect()
+    };
+    let opening = asked[0].opening;
+    assert!(opening > 1 && asked.iter().all(|s| s.ids[..opening] == asked[0].ids[..opening]));
+    let image = engine.prompts().unwrap().image().len();
+    let rows = Rc::new(RefCell::new(Vec::new()));
+    let into = Rc::clone(&rows);
+    engine.observe(move |run| {
+        if run.graph == "text" && run.node.name == "llm.tok_embeddings" {
+            into.borrow_mut().push(run.node.op.writes()[0].shape[0]);
+        }
+    });
+    let ours: usize = asked.iter().map(|s| s.slots[0] - opening).sum();
+    ask(&mut engine, &EXPRESSIONS, Prompting::Single);
+    assert_eq!(*rows.borrow(), [image + opening + ours]);
+}
+
+/// A slot that is read from the first row behind the opening.
+#[test]
+fn a_slot_right_behind_the_opening() {
+    let mut engine = engine_with(Options { user_text: UserText::Parsed, ..Options::default() });
+    let sentences = ["Show the white square.", "[SEG] is a ring.", "Show the orange ring."];
+    let slot = engine.prompts().unwrap().reasoning(sentences[1]).unwrap();
+    assert!(slot.opening > 0 && slot.slots[0] == slot.opening + 1, "{slot:?}");
+    let together = ask(&mut engine, &sentences, Prompting::Reasoning);
+    for (e, found) in sentences.iter().zip(&together) {
+        identical(e, std::slice::from_ref(found), &ask(&mut engine, &[e], Prompting::Reasoning));
     }
 }
 

@@ -57,6 +57,27 @@ fn special_ids_come_from_the_files() {
     assert_eq!(DEMO.vocab_size(), 768);
 }
 
+/// What opens every sequence of a way of asking, with both tokenizers: all of it that stands before the expression.
+#[test]
+fn sequences_have_openings() {
+    for tokenizer in [&*T, &*DEMO] {
+        let p = Prompts::new(tokenizer, None, 4, UserText::Plain).unwrap();
+        for e in ["the left cat", "?!", "é", "猫", "a", "1st", "inthis"] {
+            let ways = [
+                ("</img>\n What are", p.single(e)),
+                ("</img>\n What are", p.joint(&[e, "a dog"])),
+                ("</img>\n What is", p.phrase(e)),
+                ("</img>\n", p.reasoning(e)),
+            ];
+            for (opening, sequence) in ways {
+                let sequence = sequence.unwrap();
+                let text = tokenizer.decode(&sequence.ids[..sequence.opening], false);
+                assert_eq!(text, opening, "{e}");
+            }
+        }
+    }
+}
+
 /// The vectors hold the prompts of published evaluation: ours are the same, token by token.
 #[test]
 fn prompts_are_the_published_ones() {

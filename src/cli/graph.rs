@@ -30,7 +30,7 @@ pub struct Args {
     /// Expressions of the picture, one sequence each
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     expressions: u16,
-    /// Tokens of a sequence, `</img>` first
+    /// Tokens of a sequence, without those that open all sequences of a picture
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u16).range(2..=4096))]
     tokens: u16,
     /// Tokens of the system prompt, `<img>` last

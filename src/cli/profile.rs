@@ -70,8 +70,6 @@ struct Row {
     launches: u64,
     /// What the algebra needs at these sizes.
     flops: u64,
-    /// Of these, those of `</img>` in all sequences but the first: once an image would be enough.
-    repeated_flops: u64,
     /// Every operand once.
     least_bytes: u64,
     /// Rows of its first result.
@@ -119,6 +117,9 @@ struct Model {
 struct Rows {
     system: usize,
     image: usize,
+    /// What opens all sequences, once.
+    opening: usize,
+    /// Each sequence behind that.
     text: Vec<usize>,
     /// Of the matrix in which the image's and the text's are packed.
     packed: usize,
@@ -229,9 +230,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if args.capture == Some(Capture::Nodes) {
         cuda::profiler(false)?;
     }
-    let mut rows = found.take();
+    let rows = found.take();
     asked.packed = packed_rows(&rows);
-    rows.iter_mut().for_each(|r| r.repeated_flops = repeated_flops(r, &asked));
     let stages = sums(&rows, |r| format!("{} {}", r.graph, r.node.split('.').next().unwrap_or_default()));
     let stages: Vec<Row> = stages.into_iter().map(|(name, r)| Row { node: name, ..r }).collect();
     let whole = sums(&rows, |_| "whole request".into()).remove(0).1;
@@ -264,9 +264,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
         println!();
         let text: usize = asked.text.iter().sum();
         println!(
-            "tokens: {} of the system prompt; {} of the image and {text} in {} sequences of text, which a matrix of {} rows holds",
+            "tokens: {} of the system prompt; {} of the image, {} that open all sequences and {text} in {} sequences of text, which a matrix of {} rows holds",
             asked.system,
             asked.image,
+            asked.opening,
             asked.text.len(),
             asked.packed
         );
@@ -284,12 +285,8 @@ fn resident(entry: &str, arch: u32, threads: u32, smem: u32) -> Option<(u32, Occ
 
 fn rows_of(engine: &Engine, expressions: &[&str], prompting: Prompting) -> Result<Rows> {
     let prompts = engine.prompts()?;
-    Ok(Rows {
-        system: prompts.prefix().len(),
-        image: prompts.image().len(),
-        text: engine.preprocessor().lengths(expressions, prompting)?,
-        packed: 0,
-    })
+    let (opening, text) = engine.preprocessor().lengths(expressions, prompting)?;
+    Ok(Rows { system: prompts.prefix().len(), image: prompts.image().len(), opening, text, packed: 0 })
 }
 
 type Pairs = Box<dyn Fn(usize) -> usize>;
@@ -298,13 +295,13 @@ type Pairs = Box<dyn Fn(usize) -> usize>;
 /// sequence of their own.
 fn pairs(asked: &Rows) -> HashMap<&'static str, Pairs> {
     let causal = |n: usize| n * (n + 1) / 2;
-    let (system, image) = (asked.system, asked.image);
-    let seen = system + image;
+    let (system, image, opening) = (asked.system, asked.image, asked.opening);
     let text: Vec<usize> = asked.text.clone();
     let together = move |rows: usize| {
-        let fill = rows.saturating_sub(image + text.iter().sum::<usize>());
-        let of_image = image * system + causal(image);
-        of_image + text.iter().map(|n| n * seen + causal(*n)).sum::<usize>() + causal(fill)
+        let behind = |seen: usize, n: usize| n * seen + causal(n);
+        let fill = rows.saturating_sub(image + opening + text.iter().sum::<usize>());
+        let of_text: usize = text.iter().map(|n| behind(system + image + opening, *n)).sum();
+        behind(system, image) + behind(system + image, opening) + of_text + causal(fill)
     };
     HashMap::from([("system", Box::new(move |_| causal(system)) as Pairs), ("text", Box::new(together))])
 }
@@ -361,7 +358,6 @@ fn sums(rows: &[Row], name: impl Fn(&Row) -> String) -> Vec<(String, Row)> {
         };
         s.launches += r.launches;
         s.flops += r.flops;
-        s.repeated_flops += r.repeated_flops;
         s.least_bytes += r.least_bytes;
         s.time_us = s.time_us.zip(r.time_us).map(|(a, b)| a + b);
         if s.op != r.op {
@@ -461,14 +457,7 @@ fn packed_rows(rows: &[Row]) -> usize {
     rows.iter().filter(embedded).map(|r| r.rows).max().unwrap_or(0)
 }
 
-/// See [`Row::repeated_flops`]; attention's are a few keys' and are left out.
-fn repeated_flops(r: &Row, asked: &Rows) -> u64 {
-    let each_row = r.graph == "text" && r.op.starts_with("matmul") && r.rows == asked.packed;
-    if each_row { r.flops / r.rows.max(1) as u64 * (asked.text.len() as u64).saturating_sub(1) } else { 0 }
-}
-
-/// What tensor cores were given to do against what the algebra needs at these sizes: rows that only fill the text's matrix included, `</img>` once
-/// an image.
+/// What tensor cores were given to do against what the algebra needs at these sizes: rows that only fill the text's matrix included.
 #[derive(Serialize)]
 struct TensorWork {
     needed_flops: u64,
@@ -486,10 +475,6 @@ fn tensor_work(rows: &[Row]) -> TensorWork {
             let sum = work.by_op.entry(op.into()).or_default();
             *sum = [sum[0] + needed, sum[1] + executed];
         };
-        let again = r.repeated_flops;
-        if again > 0 {
-            add("`</img>` once a sequence instead of once an image", 0, again);
-        }
         let op = match r.op.as_str() {
             "attention" => "attention: queries and keys that fill tiles",
             "attention_ranges" => {
@@ -498,7 +483,7 @@ fn tensor_work(rows: &[Row]) -> TensorWork {
             "conv3x3" => "conv3x3: rows and columns that fill tiles",
             _ => "matmul: rows and columns that fill tiles",
         };
-        add(op, r.flops - again, c.tensor_flops - again);
+        add(op, r.flops, c.tensor_flops);
     }
     work
 }

@@ -4,7 +4,7 @@ use super::{Prompting, Request};
 use crate::checkpoint::config::Config;
 use crate::device::Choice;
 use crate::image::{Rgb, resize_bicubic};
-use crate::text::{Prompts, Sequence, Tokenizer, UserText};
+use crate::text::{Prompts, Sequence, TokenId, Tokenizer, UserText};
 use crate::{Error, Result};
 use std::sync::Arc;
 
@@ -51,8 +51,26 @@ impl Prepared {
 
     /// Rows of text that a run packs for it.
     pub fn rows(&self) -> usize {
-        self.asked.iter().map(|a| a.sequence.ids.len()).sum()
+        rows(&self.asked)
     }
+}
+
+impl Asked {
+    /// The tokens behind the opening.
+    pub fn own(&self) -> &[TokenId] {
+        &self.sequence.ids[self.sequence.opening..]
+    }
+}
+
+/// What opens the sequences of a picture, all but those that have no opening.
+pub(super) fn opening(asked: &[Asked]) -> &[TokenId] {
+    let sequences = asked.iter().map(|a| &a.sequence);
+    sequences.filter(|s| s.opening > 0).map(|s| &s.ids[..s.opening]).next().unwrap_or_default()
+}
+
+/// Rows of text of a picture.
+fn rows(asked: &[Asked]) -> usize {
+    opening(asked).len() + asked.iter().map(|a| a.own().len()).sum::<usize>()
 }
 
 impl Preprocessor {
@@ -87,16 +105,16 @@ impl Preprocessor {
     pub fn rows(&self, expressions: &[&str], prompting: Prompting) -> Result<(usize, Vec<(usize, Error)>)> {
         let mut unusable = Vec::new();
         let asked = ask(&self.prompts()?, expressions, prompting, &mut unusable);
-        Ok((asked.iter().map(|a| a.sequence.ids.len()).sum(), unusable))
+        Ok((rows(&asked), unusable))
     }
 
-    /// Tokens of each sequence that is run for these expressions, from `</img>` to the last slot.
+    /// Tokens that open all sequences that are run for these expressions, and those of each sequence behind them, to the last slot.
     ///
     /// # Errors
     /// Those of the model's prompts.
-    pub fn lengths(&self, expressions: &[&str], prompting: Prompting) -> Result<Vec<usize>> {
+    pub fn lengths(&self, expressions: &[&str], prompting: Prompting) -> Result<(usize, Vec<usize>)> {
         let asked = ask(&self.prompts()?, expressions, prompting, &mut Vec::new());
-        Ok(asked.iter().map(|a| a.sequence.ids.len()).collect())
+        Ok((opening(&asked).len(), asked.iter().map(|a| a.own().len()).collect()))
     }
 
     /// Resizes where the device does not, and tokenizes. An expression that cannot be used gets its error as its answer later.

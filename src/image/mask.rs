@@ -57,15 +57,16 @@ impl Mask {
     /// The smallest box around the set pixels, `[x, y, width, height]`; none if no pixel is set.
     pub fn bbox(&self) -> Option<[usize; 4]> {
         let rows = || self.data.chunks_exact(self.width);
-        let y0 = rows().position(|row| row.contains(&1))?;
-        let y1 = rows().rposition(|row| row.contains(&1))?;
-        let (mut x0, mut x1) = (self.width, 0);
+        // Loops without an early end, which the compiler makes of vectors.
+        let any = |row: &[u8]| row.iter().fold(0, |any, v| any | v) != 0;
+        let y0 = rows().position(any)?;
+        let y1 = rows().rposition(any)?;
+        let mut columns = vec![0; self.width];
         for row in rows().skip(y0).take(y1 - y0 + 1) {
-            if let Some(first) = row.iter().position(|&v| v == 1) {
-                x0 = x0.min(first);
-                x1 = x1.max(row.iter().rposition(|&v| v == 1).unwrap_or(first));
-            }
+            columns.iter_mut().zip(row).for_each(|(any, v)| *any |= v);
         }
+        let x0 = columns.iter().position(|&v| v != 0)?;
+        let x1 = columns.iter().rposition(|&v| v != 0)?;
         Some([x0, y0, x1 - x0 + 1, y1 - y0 + 1])
     }
 

@@ -1,8 +1,9 @@
 //! 3x3 convolution with ReLU as a matmul: the nine neighbours of a cell side by side, times `(O, 9*D)` weights; then its channels laid out as pixels.
 
-use super::matmul::matmul_parts;
+use super::gemm::store_transposed;
+use super::matmul::{Shared, Tile, matmul_parts};
 use super::{Precision, Then, Weights};
-use rayon::prelude::*;
+use std::ops::Range;
 
 /// Folds BatchNorm (running statistics) into a convolution: `w' = w * s`, `b' = (b - mean) * s + beta`, `s = gamma / sqrt(var + eps)`,
 /// and reorders `w` `(O, D, 3, 3)` to `(O, 3, 3, D)`.
@@ -22,15 +23,27 @@ pub fn fold_batchnorm(w: &[f32], b: &[f32], bn: [&[f32]; 4], eps: f64) -> (Vec<f
     (folded, (0..o).map(shift).collect())
 }
 
-/// `y[q, P*i + u, P*j + v] = x[q, i*G + j, P*u + v]`: `x` `(Q, G*G, P*P)`, `y` `(Q, G*P, G*P)`.
-fn cells_to_pixels(y: &mut [f32], x: &[f32], side: usize, cell: usize) {
-    let size = side * cell;
-    y.par_chunks_mut(size).enumerate().for_each(|(line, y)| {
-        let (q, i, u) = (line / size, line % size / cell, line % cell);
-        for (j, y) in y.chunks_exact_mut(cell).enumerate() {
-            y.copy_from_slice(&x[((q * side + i) * side + j) * cell * cell + cell * u..][..cell]);
+/// Stores a tile of channels of cells as pixels: `y[q, P*i + u, P*j + v] = x[q, i*G + j, P*u + v]` of `x` `(Q, G*G, P*P)`, `y` `(Q, G*P, G*P)`.
+fn cells_to_pixels(side: usize, cell: usize) -> impl Fn(&Shared, Tile) + Sync {
+    move |y, Tile { yt, stride, first, top, shape: [rows, height] }| {
+        for cells in cut(top..top + height, side) {
+            for channels in cut(first..first + rows, cell) {
+                let (n, c) = (cells.start, channels.start);
+                let line = (n / side * cell + c / cell) * side * cell;
+                let at = line + n % side * cell + c % cell;
+                let to = y.place(at, (cells.len() - 1) * cell + channels.len());
+                let yt = &yt[(c - first) * stride + n - top..];
+                // SAFETY: inside by `place`; each task owns the pixels of its channels of its cells.
+                unsafe { store_transposed(to, cell, yt, stride, [channels.len(), cells.len()], false) };
+            }
         }
-    });
+    }
+}
+
+/// A range cut at the multiples of `step`.
+fn cut(range: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>> {
+    let Range { start, end } = range;
+    (start / step..end.div_ceil(step)).map(move |i| start.max(i * step)..end.min((i + 1) * step))
 }
 
 /// `y` `(Q, G*P, G*P)`, `x` `(Q*G*G, D)`, `w` `(P*P, 3, 3, D)`, `b` `(P*P)`; zero outside the map.
@@ -45,7 +58,6 @@ pub fn conv3x3(y: &mut [f32], x: &[f32], w: Weights, b: &[f32], side: usize, pre
         }
         &x[(n / pixels * pixels + (u - 1) * side + v - 1) * d..][..d]
     };
-    let mut cells = vec![0.0; y.len()];
-    matmul_parts(&mut cells, [9, d], neighbour, w, o, Some(b), Then::Relu, precision);
-    cells_to_pixels(y, &cells, side, o.isqrt());
+    let store = cells_to_pixels(side, o.isqrt());
+    matmul_parts(y, [9, d], neighbour, w, o, Some(b), Then::Relu, precision, store);
 }

@@ -283,7 +283,7 @@ pub(super) unsafe fn store_transposed(
     [rows, columns]: [usize; 2],
     add: bool,
 ) {
-    assert!(columns <= stride && rows * stride <= yt.len());
+    assert!(columns <= stride && rows > 0 && (rows - 1) * stride + columns <= yt.len());
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512f") {
         // SAFETY: the CPU has the feature; the assertion and the caller's promise.

@@ -1,13 +1,15 @@
 //! The mask decoder's last convolution, sigmoid, and the masks at their sources' sizes. Source: `RESDecoder.forward`'s end, then
 //! `F.interpolate(mode="bilinear", align_corners=False)`: source coordinate `max((i + 0.5) * in/out - 0.5, 0)`, all in f32; then `>= 0.5`.
 
-use super::{conv5x5, sigmoid};
+use super::{conv5x5, math};
 use crate::ops::{DESCRIPTOR, STATS};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
 /// Lines that a thread makes at a time.
 const LINES: usize = 32;
+/// The sigmoid of this is 0.4875: no value between two that are not above it reaches one half, however it is rounded.
+const BELOW_HALF: f32 = -0.05;
 
 /// Per output index: lower index, upper index, weight of the upper.
 type Tap = (usize, usize, f32);
@@ -117,23 +119,33 @@ pub fn mask_head(
     masks: &[i32],
     size: usize,
 ) {
-    let mut pre = vec![0.0; size * size];
     let mut own = vec![0.0; size * size];
     for (q, (m, stats)) in masks.chunks_exact(DESCRIPTOR).zip(stats.chunks_exact_mut(STATS)).enumerate() {
         let place = q * size * size..(q + 1) * size * size;
-        conv5x5(&mut pre, &x[place.clone()], w, b, [size, size]);
+        let kept = probability.is_some();
         let p = match &mut probability {
-            Some(p) => &mut p[place],
+            Some(p) => &mut p[place.clone()],
             None => &mut own[..],
         };
-        sigmoid(p, &pre);
+        conv5x5(p, &x[place], w, b, [size, size]);
+        let nan = p.iter().fold(false, |any, v| any | v.is_nan());
+        // Lines outside those that the first and the last row with such a value take part in have no pixel.
+        let high = |y: &usize| p[y * size..][..size].iter().fold(false, |any, v| any | (*v > BELOW_HALF));
+        let mut high = (0..size).filter(high);
+        let (top, end) = high.next().map_or((0, 0), |top| (top, high.next_back().unwrap_or(top) + 1));
+        let near = if kept { 0..size } else { top.saturating_sub(1)..(end + 1).min(size) };
+        p[near.start * size..near.end * size].par_chunks_mut(LINES * size).for_each(math::sigmoid);
         let [at, h, width] = [m[0] as usize, m[1] as usize, m[2] as usize];
         let (rows, cols, words, p) = (taps(size, h), taps(size, width), width.div_ceil(32), &*p);
-        let parts = bits[at..at + h * words].par_chunks_mut(LINES * words).zip(rows.par_chunks(LINES));
+        let seen = rows.partition_point(|&(_, y1, _)| y1 < top)..rows.partition_point(|&(y0, ..)| y0 < end);
+        let bits = &mut bits[at..at + h * words];
+        bits.fill(0);
+        let lines = &mut bits[seen.start * words..seen.end * words];
+        let parts = lines.par_chunks_mut(LINES * words).zip(rows[seen.clone()].par_chunks(LINES));
         let part = |(part, (bits, rows)): (usize, (&mut [i32], &[Tap]))| {
-            let mut set = Set::EMPTY;
+            let (mut set, first) = (Set::EMPTY, seen.start + part * LINES);
             resample(p, size, rows, &cols, |i, line| {
-                set = set.and(pack(&mut bits[i * words..][..words], line, (part * LINES + i) as i32));
+                set = set.and(pack(&mut bits[i * words..][..words], line, (first + i) as i32));
             });
             set
         };
@@ -144,7 +156,7 @@ pub fn mask_head(
             set.top,
             set.right,
             set.bottom,
-            i32::from(p.iter().any(|v| v.is_nan())),
+            i32::from(nan),
             set.sum as u32 as i32,
             (set.sum >> 32) as i32,
         ]);

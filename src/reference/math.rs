@@ -61,11 +61,27 @@ pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
     }
 }
 
-/// `1 / (1 + exp(-x))`.
+/// `x = 1 / (1 + exp(-x))`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-pub fn sigmoid(y: &mut [f32], x: &[f32]) {
-    for (y, x) in y.iter_mut().zip(x) {
-        *y = 1.0 / (1.0 + exp(-*x));
+pub fn sigmoid(x: &mut [f32]) {
+    for x in x {
+        *x = 1.0 / (1.0 + exp(-*x));
+    }
+}
+
+/// `x += b`.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+pub fn add(x: &mut [f32], b: f32) {
+    for x in x {
+        *x += b;
+    }
+}
+
+/// `x = max(x, 0)`; NaN stays one.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+pub fn relu(x: &mut [f32]) {
+    for x in x {
+        *x = if *x < 0.0 { 0.0 } else { *x };
     }
 }
 
@@ -99,18 +115,23 @@ pub fn softmax(x: &mut [f32], scale: f32) {
     }
 }
 
-/// Mean of `f(x)` in f64, in 8 strands.
+/// Mean of `f(x)` in f64, in 32 strands, which are added in pairs.
 #[inline(always)]
 pub fn mean(x: &[f32], f: impl Fn(f64) -> f64) -> f64 {
-    let mut sums = [0.0f64; 8];
-    let (body, tail) = x.as_chunks::<8>();
+    let mut sums = [0.0f64; 32];
+    let (body, tail) = x.as_chunks::<32>();
     for c in body {
-        for i in 0..8 {
+        for i in 0..32 {
             sums[i] += f(f64::from(c[i]));
         }
     }
+    for half in [16, 8, 4, 2, 1] {
+        for i in 0..half {
+            sums[i] += sums[i + half];
+        }
+    }
     let tail: f64 = tail.iter().map(|&v| f(f64::from(v))).sum();
-    (sums.iter().sum::<f64>() + tail) / x.len() as f64
+    (sums[0] + tail) / x.len() as f64
 }
 
 #[cfg(test)]

@@ -86,13 +86,36 @@ pub fn matmul(
     match Few::new(x, m, k, &all, precision) {
         Some(few) => {
             let product = |yt: &mut Buffer, _: &mut Buffer, w: Weights<'_>, n, _| few.product(yt, w, n);
-            run_tasks(y, n, [few.task_rows(n), m], w, b, then, product);
+            run_tasks(y, n, [few.task_rows(n), m], w, b, then, product, rows_of(n, then));
         }
-        None => matmul_parts(y, [1, k], |i, _| &x[i * k..][..k], w, n, b, then, precision),
+        None => {
+            let row = |i: usize, _| &x[i * k..][..k];
+            matmul_parts(y, [1, k], row, w, n, b, then, precision, rows_of(n, then));
+        }
     }
 }
 
-/// The same for rows of `x` in `parts` of `len` values each: `x(i, part)`, empty for zeros.
+/// A tile of the product, transposed: value `[r*stride + i]` is that of weight row `first + r` and row `top + i` of `x`.
+pub(super) struct Tile<'a> {
+    pub yt: &'a [f32],
+    pub stride: usize,
+    pub first: usize,
+    pub top: usize,
+    /// Weight rows, and rows of `x`.
+    pub shape: [usize; 2],
+}
+
+/// Stores a tile as its place in the rows of `y (M, n)`.
+fn rows_of(n: usize, then: Then) -> impl Fn(&Shared, Tile) + Sync {
+    let add = matches!(then, Then::Residual | Then::ScaledResidual(_));
+    move |y, Tile { yt, stride, first, top, shape: [rows, height] }| {
+        let to = y.place(top * n + first, (height - 1) * n + rows);
+        // SAFETY: inside by `place`; each task owns its columns of its rows.
+        unsafe { store_transposed(to, n, yt, stride, [rows, height], add) };
+    }
+}
+
+/// The same for rows of `x` in `parts` of `len` values each, `x(i, part)`, empty for zeros; `store` puts each tile of the product into `y`.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn matmul_parts<'x>(
     y: &mut [f32],
@@ -103,6 +126,7 @@ pub(super) fn matmul_parts<'x>(
     b: Option<&[f32]>,
     then: Then,
     precision: Precision,
+    store: impl Fn(&Shared, Tile) + Sync,
 ) {
     let m = y.len() / n;
     assert!(y.len() == m * n && w.len() == n * parts * len);
@@ -110,12 +134,13 @@ pub(super) fn matmul_parts<'x>(
     let packed = Packed::new(&mut words, m, [parts, len], x, Kernel::new(precision, m, len));
     let product =
         |yt: &mut Buffer, scratch: &mut Buffer, w: Weights<'_>, n, m| packed.product(yt, scratch, w, n, m);
-    run_tasks(y, n, packed.task_shape(n), w, b, then, product);
+    run_tasks(y, n, packed.task_shape(n), w, b, then, product, store);
     PACKED.set(words);
 }
 
 /// Tasks of `rows` columns of y, which are weight rows, and `height` rows; `product(yt, scratch, w, columns, rows)` puts the transposed product
-/// into `yt` and returns the distance of its rows.
+/// into `yt` and returns the distance of its rows; `store` writes a task's own elements of `y`.
+#[allow(clippy::too_many_arguments)]
 fn run_tasks(
     y: &mut [f32],
     n: usize,
@@ -124,6 +149,7 @@ fn run_tasks(
     b: Option<&[f32]>,
     then: Then,
     product: impl Fn(&mut Buffer, &mut Buffer, Weights, Range<usize>, Range<usize>) -> usize + Sync,
+    store: impl Fn(&Shared, Tile) + Sync,
 ) {
     let m = y.len() / n;
     assert!(b.is_none_or(|b| b.len() == n));
@@ -139,15 +165,12 @@ fn run_tasks(
         let stride = product(yt, w);
         let yt = yt.floats(rows * stride);
         if let Some(b) = b {
-            yt.chunks_exact_mut(stride)
-                .zip(&b[first..first + rows])
-                .for_each(|(y, b)| y.iter_mut().for_each(|y| *y += b));
+            yt.chunks_exact_mut(stride).zip(&b[first..first + rows]).for_each(|(y, b)| math::add(y, *b));
         }
         match then {
             Then::Store | Then::Residual => {}
             Then::Gelu => math::gelu(yt),
-            // not `max`, which would turn NaN into 0
-            Then::Relu => yt.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v }),
+            Then::Relu => math::relu(yt),
             Then::ScaledResidual(ls) => {
                 let scale = |(y, ls): (&mut [f32], &f32)| y.iter_mut().for_each(|y| *y *= ls);
                 yt.chunks_exact_mut(stride).zip(&ls[first..first + rows]).for_each(scale);
@@ -157,10 +180,7 @@ fn run_tasks(
                 math::silu_mul(yt, up.floats(rows * stride));
             }
         }
-        let add = matches!(then, Then::Residual | Then::ScaledResidual(_));
-        let to = y.place(top * n + first, (height - 1) * n + rows);
-        // SAFETY: inside by `place`; each task owns its columns of its rows.
-        unsafe { store_transposed(to, n, yt, stride, [rows, height], add) };
+        store(&y, Tile { yt, stride, first, top, shape: [rows, height] });
         BUFFERS.set(buffers);
     });
 }

@@ -9,8 +9,8 @@ mod prompt;
 mod tokenizer;
 
 pub use prompt::{
-    CHARS_PER_TOKEN, MAX_CHAT_TOKENS, MAX_EXPRESSION_CHARS, MAX_SEQUENCE_TOKENS, Prompts, SYSTEM_MESSAGE,
-    Sequence, UserText, normalize_expression,
+    CHARS_PER_TOKEN, MAX_CHAT_TOKENS, MAX_EXPRESSION_CHARS, MAX_OPENING_TOKENS, MAX_SEQUENCE_TOKENS, Prompts,
+    SYSTEM_MESSAGE, Sequence, UserText, normalize_expression,
 };
 pub use tokenizer::{Decoder, SpecialIds, TokenId, Tokenizer};
 

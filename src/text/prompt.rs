@@ -46,7 +46,17 @@ pub struct Sequence {
     /// Where `[SEG]` (or a forced `[REJ]`) stands in `ids`, in the order of the expressions; the mask is read at the position before.
     /// [`UserText::Parsed`] also lists those that the expressions smuggled in.
     pub slots: Vec<usize>,
+    /// How many of the first of `ids` open every sequence that is asked in this way, whatever it asks for: no state of theirs is read, so
+    /// that they are needed once an image. 0 where the tokenizer joins them with what follows.
+    pub opening: usize,
 }
+
+/// Longest [`Sequence::opening`].
+pub const MAX_OPENING_TOKENS: usize = 16;
+/// What [`Prompts::joint`], [`Prompts::phrase`] and [`Prompts::reasoning`] begin with, behind `</img>`.
+const JOINT: &str = "\n What are";
+const PHRASE: &str = "\n What is";
+const REASONING: &str = "\n";
 
 /// A part of a prompt.
 enum Part<'a> {
@@ -143,10 +153,10 @@ impl<'a> Prompts<'a> {
     /// The prompt of [`Prompts::joint`], of expressions that are normalized.
     fn all(&self, exprs: &[String], rejected: &[bool]) -> Result<Sequence> {
         let question =
-            format!("\n What are {}in this image? Please output segmentation masks.", exprs.join(", "));
+            format!("{JOINT} {}in this image? Please output segmentation masks.", exprs.join(", "));
         let answer = |(i, e): (usize, &String)| format!("{}{e}:", if i == 0 { "Sure," } else { ", " });
         let answers: Vec<String> = exprs.iter().enumerate().map(answer).collect();
-        self.sequence(&question, &answers, rejected, ".")
+        self.sequence([JOINT, &question], &answers, rejected, ".")
     }
 
     /// [`Prompts::joint`] of one expression.
@@ -163,12 +173,8 @@ impl<'a> Prompts<'a> {
     /// As [`Prompts::joint`].
     pub fn phrase(&self, expr: &str) -> Result<Sequence> {
         let expr = self.expression(expr)?;
-        self.sequence(
-            &format!("\n What is {expr} in this image? Please output segmentation mask."),
-            &[String::new()],
-            &[],
-            "",
-        )
+        let question = format!("{PHRASE} {expr} in this image? Please output segmentation mask.");
+        self.sequence([PHRASE, &question], &[String::new()], &[], "")
     }
 
     /// `\n {sentence} Please output segmentation mask.` -> `[SEG]`; the sentence as it is written.
@@ -180,7 +186,8 @@ impl<'a> Prompts<'a> {
         if sentence.trim_matches(is_python_space).is_empty() {
             return Err(text_error("sentence", "some text", format!("`{}`", shown(sentence))));
         }
-        self.sequence(&format!("\n {sentence} Please output segmentation mask."), &[String::new()], &[], "")
+        let question = format!("{REASONING} {sentence} Please output segmentation mask.");
+        self.sequence([REASONING, &question], &[String::new()], &[], "")
     }
 
     /// A whole conversation up to `<|im_start|>assistant\n`, for free generation.
@@ -264,7 +271,13 @@ impl<'a> Prompts<'a> {
     }
 
     /// Question, then the assistant's turn: each of `answers` followed by `[SEG]`, or `[REJ]` if it is `rejected`, then `end`.
-    fn sequence(&self, question: &str, answers: &[String], rejected: &[bool], end: &str) -> Result<Sequence> {
+    fn sequence(
+        &self,
+        [opening, question]: [&str; 2],
+        answers: &[String],
+        rejected: &[bool],
+        end: &str,
+    ) -> Result<Sequence> {
         let special = self.tokenizer.special();
         let Some(seg) = special.seg else {
             return Err(text_error("tokenizer", "a token `[SEG]`", "none (a checkpoint for chat only)"));
@@ -306,9 +319,13 @@ impl<'a> Prompts<'a> {
                 ids.len(),
             ));
         }
-        let slots =
+        let slots: Vec<usize> =
             ids.iter().enumerate().filter(|&(_, &id)| id == seg || id == rej).map(|(i, _)| i).collect();
-        Ok(Sequence { ids, slots })
+        let opening = self.ids(&[Token(special.img_end), Text(opening)])?;
+        // The state before the first slot is read.
+        let most = slots.first().map_or(0, |slot| slot - 1).min(MAX_OPENING_TOKENS);
+        let opening = if ids.starts_with(&opening) && opening.len() <= most { opening.len() } else { 0 };
+        Ok(Sequence { ids, slots, opening })
     }
 
     /// Tokenizes stretches of text between special tokens, each as one.
