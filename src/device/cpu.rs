@@ -97,7 +97,10 @@ impl Device for Cpu {
         let Place::State(id) = t.place else {
             return Err(Error::shape(&*t.name, "a state buffer", format!("{:?}", t.place)));
         };
-        self.states.insert(id, Bytes::new(t.len() * t.dtype.bytes(4)));
+        let bytes = t.len() * t.dtype.bytes(4);
+        if self.states.get(&id).is_none_or(|b| b.len() < bytes) {
+            self.states.insert(id, Bytes::new(bytes));
+        }
         Ok(())
     }
 

@@ -121,8 +121,9 @@ pub fn mean(x: &[f32], f: impl Fn(f64) -> f64) -> f64 {
     let mut sums = [0.0f64; 32];
     let (body, tail) = x.as_chunks::<32>();
     for c in body {
+        let wide = c.map(f64::from); // first, so that the sums become whole vectors
         for i in 0..32 {
-            sums[i] += f(f64::from(c[i]));
+            sums[i] += f(wide[i]);
         }
     }
     for half in [16, 8, 4, 2, 1] {

@@ -7,7 +7,8 @@
 //! <|im_start|>assistant\nSure,{e1}:[SEG], {e2}:[SEG].<|im_end|>\n
 //! ```
 //!
-//! `<img>` and `</img>` stand with the text around the image, so that the image has 256 rows, which fill tiles of matmuls.
+//! `<img>` and `</img>` stand with the text around the image, so that the image has 256 rows, which fill tiles of matmuls. What opens every
+//! sequence of a kind, `</img>\n What are`, is needed once an image too ([`Sequence::opening`]).
 //!
 //! Text is cut at special tokens only and each stretch is tokenized as one (`"assistant\nSure,left cat:"`), as the
 //! published tokenizer does it: an expression never stands alone.
