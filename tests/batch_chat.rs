@@ -113,8 +113,8 @@ fn questions_are_answered_in_their_places() {
     assert!(found.next().is_none());
     let page = std::fs::read_to_string(path("one").join("report.html")).unwrap();
     let answer = &scenes[0].chat[0];
-    let row =
-        format!("<td>{}</td><td class=says>{}</td>", answer["question"], answer["got"]).replace('"', "");
+    let [question, got] = ["question", "got"].map(|name| answer[name].as_str().unwrap());
+    let row = format!("<tr><td colspan=2>{question}</td></tr><tr><td colspan=2 class=says>{got}</td></tr>");
     assert!(page.contains(&row) && page.contains("questions answered"), "{row}");
     exits(&batch(&model(), &path("masks.jsonl"), &path("masks"), &["--overlays"]), 0);
     let unplaced = |r: Record| serde_json::to_string(&Record { index: 0, ..r }).unwrap();
@@ -126,7 +126,7 @@ fn questions_are_answered_in_their_places() {
     // Failures can be all right.
     let o = batch(&model(), &manifest, &path("workers"), &["--overlays", "--failures-ok"]);
     exits(&o, 0);
-    assert_eq!(String::from_utf8_lossy(&o.stderr).lines().count(), 3, "nothing is asked again: {o:?}");
+    assert_eq!(String::from_utf8_lossy(&o.stderr).lines().count(), 4, "nothing is asked again: {o:?}");
 
     let out = path("killed");
     let mut child = Command::new(env!("CARGO_BIN_EXE_mllmseg"))

@@ -353,6 +353,9 @@ pub fn run(mut args: Args) -> Result<ExitCode> {
             counts.transient,
             out.display()
         );
+        if counts.permanent + counts.transient > 0 {
+            eprintln!("why: lines with an \"error\" in {}", out.join(RESULTS).display());
+        }
     }
     if !end.complete {
         eprintln!("stopped; run the same again to continue");

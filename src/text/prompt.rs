@@ -15,6 +15,7 @@
 
 use super::tokenizer::{TokenId, Tokenizer};
 use crate::{Error, Result};
+use std::sync::OnceLock;
 
 /// System message of the template `internvl2_5`; a checkpoint's `system_message` replaces it.
 pub const SYSTEM_MESSAGE: &str = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。";
@@ -55,6 +56,7 @@ pub struct Sequence {
 /// Longest [`Sequence::opening`].
 pub const MAX_OPENING_TOKENS: usize = 16;
 /// What [`Prompts::joint`], [`Prompts::phrase`] and [`Prompts::reasoning`] begin with, behind `</img>`.
+const OPENINGS: [&str; 3] = [JOINT, PHRASE, REASONING];
 const JOINT: &str = "\n What are";
 const PHRASE: &str = "\n What is";
 const REASONING: &str = "\n";
@@ -72,6 +74,8 @@ pub struct Prompts<'a> {
     image_tokens: usize,
     user_text: UserText,
     prefix: Vec<TokenId>,
+    /// `</img>` and each of [`OPENINGS`], once it is asked for.
+    openings: [OnceLock<Vec<TokenId>>; OPENINGS.len()],
 }
 
 impl<'a> Prompts<'a> {
@@ -86,7 +90,8 @@ impl<'a> Prompts<'a> {
         image_tokens: usize,
         user_text: UserText,
     ) -> Result<Self> {
-        let mut prompts = Self { tokenizer, image_tokens, user_text, prefix: Vec::new() };
+        let (prefix, openings) = (Vec::new(), Default::default());
+        let mut prompts = Self { tokenizer, image_tokens, user_text, prefix, openings };
         let special = tokenizer.special();
         let system = system_message.unwrap_or(SYSTEM_MESSAGE);
         check_chars("system_message", system, MAX_EXPRESSION_CHARS)?;
@@ -102,6 +107,16 @@ impl<'a> Prompts<'a> {
             Token(special.img),
         ])?;
         Ok(prompts)
+    }
+
+    /// `</img>` and one of [`OPENINGS`].
+    fn opening(&self, text: &str) -> Result<&[TokenId]> {
+        let cell = OPENINGS.iter().position(|opening| *opening == text).expect("one of three");
+        if self.openings[cell].get().is_none() {
+            let ids = self.ids(&[Token(self.tokenizer.special().img_end), Text(text)])?;
+            let _ = self.openings[cell].set(ids);
+        }
+        Ok(self.openings[cell].get().expect("set above"))
     }
 
     /// Everything before the image's tokens: `<s><|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n<img>`.
@@ -322,10 +337,10 @@ impl<'a> Prompts<'a> {
         }
         let slots: Vec<usize> =
             ids.iter().enumerate().filter(|&(_, &id)| id == seg || id == rej).map(|(i, _)| i).collect();
-        let opening = self.ids(&[Token(special.img_end), Text(opening)])?;
+        let opening = self.opening(opening)?;
         // The state before the first slot is read.
         let most = slots.first().map_or(0, |slot| slot - 1).min(MAX_OPENING_TOKENS);
-        let opening = if ids.starts_with(&opening) && opening.len() <= most { opening.len() } else { 0 };
+        let opening = if ids.starts_with(opening) && opening.len() <= most { opening.len() } else { 0 };
         Ok(Sequence { ids, slots, opening })
     }
 
