@@ -151,7 +151,7 @@ fn records_are_what_segment_says_in_the_manifests_order() {
     // Other options are another run.
     let o = batch(&manifest, &out, &[]);
     exits(&o, 2);
-    assert!(String::from_utf8_lossy(&o.stderr).contains("another options"));
+    assert!(String::from_utf8_lossy(&o.stderr).contains("differs in its options"));
 }
 
 #[test]

@@ -181,7 +181,7 @@ fn answers_are_generated_as_the_flags_say() {
     }
     let o = batch(&model(), &path("manifest.jsonl"), &path("short"), &["--max-new-tokens", "2"]);
     exits(&o, 2);
-    assert!(String::from_utf8_lossy(&o.stderr).contains("another options"), "{o:?}");
+    assert!(String::from_utf8_lossy(&o.stderr).contains("differs in its options"), "{o:?}");
 }
 
 /// A checkpoint without a mask decoder answers questions; what needs one fails.

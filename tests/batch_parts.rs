@@ -73,7 +73,7 @@ fn transient_failures_are_replaced_in_their_places() {
         assert!(!out.complete());
         drop(out);
         let e = Output::open(&disk, dir, run(false), false).err().unwrap().to_string();
-        assert!(e.contains("another options") && e.contains("--restart"), "{e}");
+        assert!(e.contains("differs in its options") && e.contains("--restart"), "{e}");
         let mut out = Output::open(&disk, dir, run(true), false).unwrap();
         let lacks: Vec<u64> = (0..4).filter(|&i| out.snapshot().lacks(i)).collect();
         assert_eq!(lacks, [1, 3]);
@@ -100,7 +100,7 @@ fn a_folder_is_one_process_and_one_run() {
     drop(out);
     let other = Run { model: "n".into(), ..run(false) };
     let e = Output::open(&disk, dir.path(), other.clone(), false).err().unwrap();
-    assert!(e.exit_code() == 2 && e.to_string().contains("another model"), "{e}");
+    assert!(e.exit_code() == 2 && e.to_string().contains("differs in its model"), "{e}");
     Output::open(&disk, dir.path(), other, true).unwrap();
 }
 

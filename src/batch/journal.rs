@@ -223,7 +223,10 @@ impl<'d> Output<'d> {
                     .or(differs("model", found.model == run.model))
                     .or(differs("options", found.options == run.options && found.unordered == run.unordered))
                     .unwrap_or("shard");
-                return other("results of the same run", &format!("those of another {what}"));
+                return other(
+                    "results of the same run",
+                    &format!("those of a run that differs in its {what}"),
+                );
             }
             None if dir.join(RESULTS).exists() || dir.join(PARTIAL).exists() => {
                 return other("a folder without results of other runs", "results without a journal");
