@@ -1,9 +1,9 @@
 //! The CPU's matrix multiplication: weights as they lie in the checkpoint, rows of `x` packed once.
 //!
 //! `x` is packed into panels of `lanes` rows, k outermost, so that one vector holds one k of many rows. The microkernel keeps `rows` weight
-//! rows times one panel in registers: per k it loads the panel's vectors and broadcasts each row's weight, with AVX-512 from where the
-//! checkpoint's bf16 lie; what it will read next comes into L2 meanwhile. So nothing is transposed but `x`, once, and the result, 16 by 16
-//! values in registers. Other weights, and rows that do not fill a block, are copied into a scratch first, a tile at a time.
+//! rows times one panel in registers: per k it loads the panel's vectors and broadcasts each row's weight from where the weights lie, with
+//! AVX-512 also bf16; what it will read next comes into L2 meanwhile. So nothing is transposed but `x`, once, and the result, 16 by 16 values in
+//! registers. Weights that no kernel reads, and rows that do not fill a block, are copied into a scratch first, a tile at a time.
 //!
 //! The `gemm` crate, called on widened tiles, transposes and packs every weight tile again; this does not. How it compares with PyTorch's
 //! MKL and oneDNN is in benches/records/. Tested against that crate and, exactly, on small integers.
@@ -190,8 +190,10 @@ impl<'a> Packed<'a> {
             yt.fill(0.0);
         }
         // Whole blocks of rows are read where they lie, if there is a kernel for that.
-        let mapped = match (w, bf16) {
-            (Weights::Bf16(w), Some(runs)) => Some((&w[first * self.k..(first + rows) * self.k], runs)),
+        let of_rows = first * self.k..(first + rows) * self.k;
+        let mapped: Option<(&[u8], usize, [Micro; 2])> = match (w, bf16) {
+            (Weights::Bf16(w), Some(runs)) => Some((bytemuck::cast_slice(&w[of_rows]), 2, runs)),
+            (Weights::F32(w), _) if per_word == 1 => Some((bytemuck::cast_slice(&w[of_rows]), 4, runs)),
             _ => None,
         };
         let lying = if mapped.is_some() { rows / block * block } else { 0 };
@@ -213,16 +215,14 @@ impl<'a> Packed<'a> {
                     let y = &mut yt[r * stride + p * lanes..];
                     assert!(y.len() >= (block - 1) * stride + lanes_here);
                     let (run, w) = match mapped {
-                        Some((w, runs)) if r < lying => {
+                        Some((w, size, runs)) if r < lying => {
                             let some = (rows - fetched).min(rows.div_ceil(calls));
-                            let ahead = (w.as_ptr().wrapping_add(fetched * self.k + next).cast(), some);
+                            let ahead = (w.as_ptr().wrapping_add(size * (fetched * self.k + next)), some);
                             fetched += some;
-                            let w = &w[r * self.k + word * per_word..];
-                            assert!(w.len() >= (block - 1) * self.k + len * per_word);
-                            (
-                                runs[narrow],
-                                Rows { start: w.as_ptr().cast(), row: 2 * self.k, step: 2 * per_word, ahead },
-                            )
+                            let (row, step) = (size * self.k, size * per_word);
+                            let w = &w[r * row + word * step..];
+                            assert!(w.len() >= (block - 1) * row + len * step);
+                            (runs[narrow], Rows { start: w.as_ptr(), row, step, ahead })
                         }
                         _ => {
                             let w = &scratch[r * STRIDE..];
