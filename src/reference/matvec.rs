@@ -72,7 +72,8 @@ mod x86 {
 
     /// How far ahead of the sums weights are fetched, in elements: 16 lines of each of 16 rows, into L2, as rows a multiple of 4 KB apart
     /// share the 12 ways of one L1 set. Past a row's end the next 16 rows begin. With two or four groups of rows at once, which would
-    /// hide the latency of the sums, the weights came at two thirds of this speed or less: too many streams (2026-11-25, Zen 5).
+    /// hide the latency of the sums, the weights came at two thirds of this speed or less: too many streams (2026-11-25, Zen 5). Two sums over k
+    /// at once, in turns by lines or by blocks, gained nothing either (2026-11-26).
     const AHEAD: usize = 512;
 
     /// Word `j` of row `i` becomes word `i` of row `j`.
