@@ -817,7 +817,7 @@ impl Engine {
             states.tensors.extend_from_slice(&image.tensors);
             let along = along.map(|_| Along {
                 image: &image.io,
-                system: own / images - image.io.before.len() / images,
+                system: per_image - image.io.before.len() / images,
                 img: (shared > 0).then_some(&session.system.1.img),
             });
             let (graph, io) = mllmseg::text(model, states, kv, along, shape, savings)?;

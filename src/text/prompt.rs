@@ -56,10 +56,10 @@ pub struct Sequence {
 /// Longest [`Sequence::opening`].
 pub const MAX_OPENING_TOKENS: usize = 16;
 /// What [`Prompts::joint`], [`Prompts::phrase`] and [`Prompts::reasoning`] begin with, behind `</img>`.
-const OPENINGS: [&str; 3] = [JOINT, PHRASE, REASONING];
-const JOINT: &str = "\n What are";
-const PHRASE: &str = "\n What is";
-const REASONING: &str = "\n";
+const OPENINGS: [&str; 3] = ["\n What are", "\n What is", "\n"];
+const JOINT: usize = 0;
+const PHRASE: usize = 1;
+const REASONING: usize = 2;
 
 /// A part of a prompt.
 enum Part<'a> {
@@ -110,13 +110,13 @@ impl<'a> Prompts<'a> {
     }
 
     /// `</img>` and one of [`OPENINGS`].
-    fn opening(&self, text: &str) -> Result<&[TokenId]> {
-        let cell = OPENINGS.iter().position(|opening| *opening == text).expect("one of three");
-        if self.openings[cell].get().is_none() {
-            let ids = self.ids(&[Token(self.tokenizer.special().img_end), Text(text)])?;
-            let _ = self.openings[cell].set(ids);
+    fn opening(&self, which: usize) -> Result<&[TokenId]> {
+        let kept = &self.openings[which];
+        if let Some(ids) = kept.get() {
+            return Ok(ids);
         }
-        Ok(self.openings[cell].get().expect("set above"))
+        let ids = self.ids(&[Token(self.tokenizer.special().img_end), Text(OPENINGS[which])])?;
+        Ok(kept.get_or_init(|| ids))
     }
 
     /// Everything before the image's tokens: `<s><|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n<img>`.
@@ -168,11 +168,11 @@ impl<'a> Prompts<'a> {
 
     /// The prompt of [`Prompts::joint`], of expressions that are normalized.
     fn all(&self, exprs: &[String], rejected: &[bool]) -> Result<Sequence> {
-        let question =
-            format!("{JOINT} {}in this image? Please output segmentation masks.", exprs.join(", "));
+        let asked = exprs.join(", ");
+        let question = format!("{} {asked}in this image? Please output segmentation masks.", OPENINGS[JOINT]);
         let answer = |(i, e): (usize, &String)| format!("{}{e}:", if i == 0 { "Sure," } else { ", " });
         let answers: Vec<String> = exprs.iter().enumerate().map(answer).collect();
-        self.sequence([JOINT, &question], &answers, rejected, ".")
+        self.sequence(JOINT, &question, &answers, rejected, ".")
     }
 
     /// [`Prompts::joint`] of one expression.
@@ -189,8 +189,8 @@ impl<'a> Prompts<'a> {
     /// As [`Prompts::joint`].
     pub fn phrase(&self, expr: &str) -> Result<Sequence> {
         let expr = self.expression(expr)?;
-        let question = format!("{PHRASE} {expr} in this image? Please output segmentation mask.");
-        self.sequence([PHRASE, &question], &[String::new()], &[], "")
+        let question = format!("{} {expr} in this image? Please output segmentation mask.", OPENINGS[PHRASE]);
+        self.sequence(PHRASE, &question, &[String::new()], &[], "")
     }
 
     /// `\n {sentence} Please output segmentation mask.` -> `[SEG]`; the sentence as it is written.
@@ -202,8 +202,8 @@ impl<'a> Prompts<'a> {
         if sentence.trim_matches(is_python_space).is_empty() {
             return Err(text_error("sentence", "some text", format!("`{}`", shown(sentence))));
         }
-        let question = format!("{REASONING} {sentence} Please output segmentation mask.");
-        self.sequence([REASONING, &question], &[String::new()], &[], "")
+        let question = format!("{} {sentence} Please output segmentation mask.", OPENINGS[REASONING]);
+        self.sequence(REASONING, &question, &[String::new()], &[], "")
     }
 
     /// A whole conversation up to `<|im_start|>assistant\n`, for free generation.
@@ -289,7 +289,8 @@ impl<'a> Prompts<'a> {
     /// Question, then the assistant's turn: each of `answers` followed by `[SEG]`, or `[REJ]` if it is `rejected`, then `end`.
     fn sequence(
         &self,
-        [opening, question]: [&str; 2],
+        opening: usize,
+        question: &str,
         answers: &[String],
         rejected: &[bool],
         end: &str,
