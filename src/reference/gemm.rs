@@ -369,7 +369,7 @@ mod x86 {
     /// A kernel of `$rows` rows and `$vectors` vectors of `$width` lanes: `$load` a vector of x, `$splat` a weight, `$fma` into the sums.
     macro_rules! kernel {
         ($(#[$doc:meta])* $name:ident, $features:literal, $rows:literal, $vectors:literal, $width:literal,
-         $zero:ident, $load:expr, $splat:expr, $fma:ident, $read:ident, $write:ident) => {
+         $zero:ident, $load:expr, $splat:expr, $fma:ident, $add:ident, $read:ident, $write:ident) => {
             $(#[$doc])*
             ///
             /// # Safety
@@ -379,11 +379,6 @@ mod x86 {
                 let mut sums = [[$zero(); $vectors]; $rows];
                 // SAFETY: the caller's promise covers every access below; a prefetch may be anywhere.
                 unsafe {
-                    if add {
-                        for (r, sums) in sums.iter_mut().enumerate() {
-                            *sums = std::array::from_fn(|i| $read(y.add(r * y_step + i * $width)));
-                        }
-                    }
                     // Every third row: the registers do not hold the addresses of all.
                     let thirds: [*const u8; $rows / 3] = std::array::from_fn(|i| w.start.add(3 * i * w.row));
                     for s in 0..steps {
@@ -402,7 +397,8 @@ mod x86 {
                     }
                     for (r, sums) in sums.into_iter().enumerate() {
                         for (i, sum) in sums.into_iter().enumerate() {
-                            $write(y.add(r * y_step + i * $width), sum);
+                            let y = y.add(r * y_step + i * $width);
+                            $write(y, if add { $add($read(y), sum) } else { sum });
                         }
                     }
                 }
@@ -440,23 +436,23 @@ mod x86 {
             kernel!(
                 /// f32, 12 rows of vectors of 16.
                 $f32_512, "avx512f", 12, $vectors, 16, _mm512_setzero_ps, |x: *const u32| _mm512_loadu_ps(x.cast()),
-                |w: *const u8| _mm512_set1_ps(w.cast::<f32>().read_unaligned()), _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_storeu_ps
+                |w: *const u8| _mm512_set1_ps(w.cast::<f32>().read_unaligned()), _mm512_fmadd_ps, _mm512_add_ps, _mm512_loadu_ps, _mm512_storeu_ps
             );
             kernel!(
                 /// Weights of bf16, the rest f32, 12 rows of vectors of 16.
                 $widen_512, "avx512f,avx512bw", 12, $vectors, 16, _mm512_setzero_ps, |x: *const u32| _mm512_loadu_ps(x.cast()),
-                |w: *const u8| splat_half(w), _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_storeu_ps
+                |w: *const u8| splat_half(w), _mm512_fmadd_ps, _mm512_add_ps, _mm512_loadu_ps, _mm512_storeu_ps
             );
             kernel!(
                 /// Pairs of bf16 into f32 sums, 12 rows of vectors of 16.
                 $bf16_512, "avx512f,avx512bf16", 12, $vectors, 16, _mm512_setzero_ps,
                 |x: *const u32| x.cast::<__m512bh>().read_unaligned(),
-                |w: *const u8| splat_pair(w), dot_pairs, _mm512_loadu_ps, _mm512_storeu_ps
+                |w: *const u8| splat_pair(w), dot_pairs, _mm512_add_ps, _mm512_loadu_ps, _mm512_storeu_ps
             );
             kernel!(
                 /// f32, 6 rows of vectors of 8.
                 $f32_256, "avx2,fma", 6, $vectors, 8, _mm256_setzero_ps, |x: *const u32| _mm256_loadu_ps(x.cast()),
-                |w: *const u8| _mm256_set1_ps(w.cast::<f32>().read_unaligned()), _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_storeu_ps
+                |w: *const u8| _mm256_set1_ps(w.cast::<f32>().read_unaligned()), _mm256_fmadd_ps, _mm256_add_ps, _mm256_loadu_ps, _mm256_storeu_ps
             );
         };
     }

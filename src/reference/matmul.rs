@@ -1,7 +1,8 @@
 //! `y = epilogue(x @ wᵀ + b)`; see `gemm.rs` for the product.
 //!
 //! A task owns a tile of `y`: some rows of `x`, and some columns, which are weight rows. It computes their product transposed in a buffer that stays in L2, applies
-//! the epilogue there, and stores. An element's sum runs over k in order, whatever else is in the matrix.
+//! the epilogue there, and stores. An element's sum runs over k in order, in parts whose
+//! sums are added in order, whatever else is in the matrix.
 
 use super::gemm::{Buffer, Kernel, Packed, store_transposed};
 use super::matvec::Few;
@@ -83,15 +84,17 @@ pub fn matmul(
         Then::SiluMul(w3) => [w, w3],
         _ => [w, w],
     };
-    match Few::new(x, m, k, &all, precision) {
-        Some(few) => {
-            let product = |yt: &mut Buffer, _: &mut Buffer, w: Weights<'_>, n, _| few.product(yt, w, n);
-            run_tasks(y, n, [few.task_rows(n), m], w, b, then, product, rows_of(n, then));
-        }
-        None => {
-            let row = |i: usize, _| &x[i * k..][..k];
-            matmul_parts(y, [1, k], row, w, n, b, then, precision, rows_of(n, then));
-        }
+    let mut words = PACKED.take();
+    let few = Few::new(&mut words, x, m, k, &all, precision);
+    if let Some(few) = &few {
+        let product = |yt: &mut Buffer, _: &mut Buffer, w: Weights<'_>, n, _| few.product(yt, w, n);
+        run_tasks(y, n, [few.task_rows(n), m], w, b, then, product, rows_of(n, then));
+    }
+    let done = few.is_some();
+    PACKED.set(words);
+    if !done {
+        let row = |i: usize, _| &x[i * k..][..k];
+        matmul_parts(y, [1, k], row, w, n, b, then, precision, rows_of(n, then));
     }
 }
 
@@ -240,9 +243,11 @@ mod tests {
     /// A row's result has the same bits alone and among any number of others.
     #[test]
     fn a_row_does_not_depend_on_the_others() {
-        // k of 704: few rows go through `matvec.rs`, more through `gemm.rs`
-        for (n, k, precision) in
-            [700, 704].into_iter().flat_map(|k| [Precision::F32, Precision::Bf16].map(|p| (70, k, p)))
+        // few rows go through `matvec.rs` if k is a multiple of 32, more through `gemm.rs`; the others are all that there is of parts beside one
+        // another and of what is left over
+        for (n, k, precision) in [700, 704, 1024, 2048, 4096 + 1024 + 96, 8192 + 4096 + 2048 + 544]
+            .into_iter()
+            .flat_map(|k| [Precision::F32, Precision::Bf16].map(|p| (70, k, p)))
         {
             let value = |i: usize| ((i * 2_654_435_761) % 1_000_003) as f32 / 500_001.5 - 1.0;
             let w: Vec<bf16> = (0..n * k).map(|i| bf16::from_f32(value(i + 17))).collect();

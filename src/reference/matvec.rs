@@ -1,10 +1,14 @@
 //! The product of few rows of `x`: decoding reads every weight for one row, or some. What counts is that the weights stream.
 //!
-//! `gemm.rs` has a vector of rows of `x` and broadcasts weights; here one vector holds 16 weight rows instead. Their words (two bf16
-//! each) are transposed in registers, 16 by 16, so that each of the 16 sums still runs over k in order, in the same instructions: the bits are
-//! those of `gemm.rs`, and a row's do not depend on how many there are.
+//! `gemm.rs` has a vector of rows of `x` and broadcasts weights; here a vector holds sums of 16 runs of weights instead. Their words (two bf16
+//! each) are transposed in registers, 16 by 16, so that each sum runs over k in order, in the same instructions. `gemm.rs` sums up parts of k,
+//! [`WORDS`] words each, and adds their sums in order; so does this, and the bits are the same, however many rows there are.
+//!
+//! For several rows of `x` the 16 runs are 16 weight rows. For one they are 16 parts of a row, or the parts of two or four rows that lie behind
+//! one another: 8 or 16 KB of memory are then summed up while the next are fetched in the order of their addresses. Of what a plain sum over the
+//! same memory reads in a second, this reads 0.8 to 0.95, and 16 rows side by side 0.6 to 0.8 (benches/records/, decode).
 
-use super::gemm::Buffer;
+use super::gemm::{Buffer, WORDS, pack, pairs};
 use super::{Precision, Weights};
 use std::ops::Range;
 
@@ -18,18 +22,51 @@ pub(super) struct Few<'a> {
     k: usize,
     /// `x` as pairs of bf16, if that is what is multiplied.
     pairs: Option<Vec<u32>>,
+    /// What of k is summed up part beside part.
+    columns: Vec<Column<'a>>,
+}
+
+/// Parts of k beside one another.
+struct Column<'a> {
+    /// Elements of k before it.
+    first: usize,
+    /// Parts: 16, or 8 or 4 of each of two or four weight rows.
+    parts: usize,
+    /// `x[s*16 + lane]` = word s of the part in that lane.
+    x: &'a [u32],
 }
 
 impl<'a> Few<'a> {
     /// `x` `(m, k)`; `None` where `gemm.rs` must do it: more rows, weights that are not bf16, a k that is no multiple of 32, another CPU.
-    pub fn new(x: &'a [f32], m: usize, k: usize, weights: &[Weights], precision: Precision) -> Option<Self> {
+    pub fn new(
+        buffer: &'a mut Buffer,
+        x: &'a [f32],
+        m: usize,
+        k: usize,
+        weights: &[Weights],
+        precision: Precision,
+    ) -> Option<Self> {
         let fits = m <= ROWS
             && k > 0
             && k.is_multiple_of(32)
             && weights.iter().all(|w| matches!(w, Weights::Bf16(_)))
             && has_avx512();
-        let narrow = fits && precision == Precision::Bf16 && super::has_bf16();
-        fits.then(|| Self { x, m, k, pairs: narrow.then(|| super::gemm::pairs(x)) })
+        if !fits {
+            return None;
+        }
+        let per_word = if precision == Precision::Bf16 && super::has_bf16() { 2 } else { 1 };
+        let len = WORDS * per_word;
+        let (mut columns, mut at) = (Vec::new(), 0);
+        let mut free = buffer.words(if m == 1 { 4 * k / per_word } else { 0 });
+        while m == 1
+            && let Some(parts) = [16, 8, 4].into_iter().find(|parts| at + parts * len <= k)
+        {
+            let (to, rest) = free.split_at_mut(16 * WORDS);
+            pack(to, 16, per_word, |lane| &x[at + lane % parts * len..][..len]);
+            columns.push(Column { first: at, parts, x: to });
+            (at, free) = (at + parts * len, rest);
+        }
+        Some(Self { x, m, k, pairs: (per_word == 2).then(|| pairs(x)), columns })
     }
 
     /// Weight rows of one task, for `n` in all: whole vectors, and tasks enough that every thread is busy to the end (with 96 rows, 1 % less
@@ -45,11 +82,12 @@ impl<'a> Few<'a> {
         let w = &w[n.start * self.k..n.end * self.k];
         #[cfg(target_arch = "x86_64")]
         for (rows, y) in w.chunks(16 * self.k).zip(yt.chunks_mut(16 * self.m)) {
-            // SAFETY: `new` found the instructions; `x` has m rows of k, `rows` one to 16 rows of k, and `y` room for 16 of m.
+            // SAFETY: `new` found the instructions; `x` has m rows of k, `rows` one to 16 rows of k, and `y` room for 16 of m; the columns
+            // lie in k, and their words are there.
             unsafe {
                 match &self.pairs {
-                    Some(pairs) => x86::bf16(self.m, y, rows, pairs, self.k),
-                    None => x86::f32(self.m, y, rows, self.x, self.k),
+                    Some(pairs) => x86::bf16(self.m, y, rows, pairs, self.k, &self.columns),
+                    None => x86::f32(self.m, y, rows, self.x, self.k, &self.columns),
                 }
             }
         }
@@ -67,13 +105,13 @@ fn has_avx512() -> bool {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    use super::{Column, WORDS};
     use half::bf16;
     use std::arch::x86_64::*;
 
-    /// How far ahead of the sums weights are fetched, in elements: 16 lines of each of 16 rows, into L2, as rows a multiple of 4 KB apart
-    /// share the 12 ways of one L1 set. Past a row's end the next 16 rows begin. With two or four groups of rows at once, which would
-    /// hide the latency of the sums, the weights came at two thirds of this speed or less: too many streams (2026-11-25, Zen 5). Two sums over k
-    /// at once, in turns by lines or by blocks, gained nothing either (2026-11-26).
+    /// How far ahead of the sums of 16 rows weights are fetched, in elements: 16 lines of each, into L2, as rows a multiple of 4 KB apart share
+    /// the 12 ways of one L1 set. Past a row's end the next 16 rows begin. Many of these fetches are dropped (Zen 5 keeps few for L2 at
+    /// once), and more groups of rows beside one another came at two thirds of this speed or less: too many streams.
     const AHEAD: usize = 512;
 
     /// Word `j` of row `i` becomes word `i` of row `j`.
@@ -108,50 +146,133 @@ mod x86 {
         c
     }
 
-    /// `$name`: `y[r, i] = Σ_k w[r, k] * x[i, k]` for one to 16 weight rows r, with `$step` a word of 16 rows into the sum of a row of x.
+    /// `$name`: `y[r, i] = Σ_k w[r, k] * x[i, k]` for one to 16 weight rows r, with `$step` a word of 16 runs into their sums. A word of x is
+    /// `$per` elements of type `$x` for a row, and `$lanes` for 16 parts.
     macro_rules! kernel {
-        ($name:ident, $rows:ident, $features:literal, $x:ty, $per:literal, $step:expr) => {
+        ($name:ident, $rows:ident, $parts:ident, $features:literal, $x:ty, $per:literal, $splat:expr, $lanes:expr, $step:expr) => {
             /// # Safety
-            /// The CPU has the features; `y` holds 16 times `m`, `w` one to 16 rows of `k` (a multiple of 32), `x` `m` rows.
+            /// The CPU has the features; `y` holds 16 times `m`, `w` one to 16 rows of `k` (a multiple of 32), `x` `m` rows; columns are in
+            /// k, those that there are at its start, one behind the other, for one row of x.
             #[target_feature(enable = $features)]
-            pub unsafe fn $name(m: usize, y: &mut [f32], w: &[bf16], x: &[$x], k: usize) {
+            pub unsafe fn $name(m: usize, y: &mut [f32], w: &[bf16], x: &[$x], k: usize, columns: &[Column]) {
                 // SAFETY: the caller's promise.
                 unsafe {
                     match m {
-                        1 => $rows::<1>(y, w, x, k),
-                        2 => $rows::<2>(y, w, x, k),
-                        3 => $rows::<3>(y, w, x, k),
-                        4 => $rows::<4>(y, w, x, k),
-                        5 => $rows::<5>(y, w, x, k),
-                        6 => $rows::<6>(y, w, x, k),
-                        7 => $rows::<7>(y, w, x, k),
-                        _ => $rows::<8>(y, w, x, k),
+                        1 => {
+                            let mut sums = _mm512_set1_ps(-0.0);
+                            for (i, column) in columns.iter().enumerate() {
+                                // The next weights: of the same rows, or of the rows after them.
+                                let next = columns.get(i + 1).map_or(16 * k, |c| c.first);
+                                let next = w.as_ptr().wrapping_add(next);
+                                sums = match column.parts {
+                                    16 => $parts::<1>(sums, w, k, column, next),
+                                    8 => $parts::<2>(sums, w, k, column, next),
+                                    _ => $parts::<4>(sums, w, k, column, next),
+                                };
+                            }
+                            let from = columns.last().map_or(0, |c| c.first + c.parts * $per * WORDS);
+                            $rows::<1>([sums], y, w, x, from, k)
+                        }
+                        2 => $rows::<2>([_mm512_set1_ps(-0.0); 2], y, w, x, 0, k),
+                        3 => $rows::<3>([_mm512_set1_ps(-0.0); 3], y, w, x, 0, k),
+                        4 => $rows::<4>([_mm512_set1_ps(-0.0); 4], y, w, x, 0, k),
+                        5 => $rows::<5>([_mm512_set1_ps(-0.0); 5], y, w, x, 0, k),
+                        6 => $rows::<6>([_mm512_set1_ps(-0.0); 6], y, w, x, 0, k),
+                        7 => $rows::<7>([_mm512_set1_ps(-0.0); 7], y, w, x, 0, k),
+                        _ => $rows::<8>([_mm512_set1_ps(-0.0); 8], y, w, x, 0, k),
                     }
                 }
             }
 
+            /// Adds a column: one row of x, `R` weight rows at a time. `next` is fetched last.
             #[target_feature(enable = $features)]
-            unsafe fn $rows<const M: usize>(y: &mut [f32], w: &[bf16], x: &[$x], k: usize) {
+            unsafe fn $parts<const R: usize>(
+                sums: __m512,
+                w: &[bf16],
+                k: usize,
+                column: &Column,
+                next: *const bf16,
+            ) -> __m512 {
+                const LEN: usize = $per * WORDS;
+                let (parts, n) = (16 / R, w.len() / k);
+                assert!(column.first + parts * LEN <= k && column.x.len() == 16 * WORDS);
+                // Of row r, part p: r * parts + p.
+                let mut of_parts = [0.0f32; 256];
+                for (i, of_parts) in of_parts.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+                    // Missing rows repeat the last one; their sums are not read.
+                    let row: [*const bf16; R] =
+                        std::array::from_fn(|r| w[(i * R + r).min(n - 1) * k + column.first..].as_ptr());
+                    let next = if i + 1 < parts { row[0].wrapping_add(R * k) } else { next };
+                    let mut sums = _mm512_setzero_ps();
+                    for line in 0..LEN / 32 {
+                        // SAFETY: `parts * LEN` elements of each row are inside `w`, `16 * WORDS` words inside `column.x`, by the
+                        // assertion; a prefetch may be anywhere.
+                        unsafe {
+                            let words = std::array::from_fn(|lane| {
+                                let ahead = (line * 16 + lane) * 32;
+                                let ahead = ahead / (parts * LEN) * k + ahead % (parts * LEN);
+                                _mm_prefetch::<_MM_HINT_NTA>(next.wrapping_add(ahead).cast());
+                                _mm512_loadu_si512(
+                                    row[lane / parts].add(lane % parts * LEN + line * 32).cast(),
+                                )
+                            });
+                            for (j, word) in transpose(words).into_iter().enumerate() {
+                                let x = column.x.as_ptr().add((line * 32 + j * 2) / $per * 16);
+                                sums = $step(sums, word, $lanes(x));
+                            }
+                        }
+                    }
+                    // SAFETY: 16 values.
+                    unsafe { _mm512_storeu_ps(of_parts.as_mut_ptr(), sums) };
+                }
+                let row = _mm512_mullo_epi32(
+                    _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                    _mm512_set1_epi32(parts as i32),
+                );
+                (0..parts).fold(sums, |sums, part| {
+                    // SAFETY: `row * parts + part` is below 256.
+                    let of_part = unsafe { _mm512_i32gather_ps::<4>(row, of_parts[part..].as_ptr()) };
+                    _mm512_add_ps(sums, of_part)
+                })
+            }
+
+            /// Adds what of k is behind `from`, 16 weight rows at a time.
+            #[target_feature(enable = $features)]
+            unsafe fn $rows<const M: usize>(
+                mut sums: [__m512; M],
+                y: &mut [f32],
+                w: &[bf16],
+                x: &[$x],
+                from: usize,
+                k: usize,
+            ) {
+                const LEN: usize = $per * WORDS;
                 assert!(y.len() >= 16 * M && x.len() >= M * k / $per && k % 32 == 0);
                 let n = w.len() / k;
                 // Missing rows repeat the last one; their sums are not read.
                 let row: [*const bf16; 16] = std::array::from_fn(|r| w[r.min(n - 1) * k..].as_ptr());
-                let mut sums = [_mm512_setzero_ps(); M];
-                for at in (0..k).step_by(32) {
-                    let ahead = if at + AHEAD < k { at + AHEAD } else { at + AHEAD + 15 * k };
-                    // SAFETY: `at + 32 <= k` elements of each row are inside `w`, and `m * k` of `x` by the assertion; a prefetch may be anywhere.
-                    unsafe {
-                        let words = std::array::from_fn(|r| {
-                            _mm_prefetch::<_MM_HINT_T1>(row[r].wrapping_add(ahead).cast());
-                            _mm512_loadu_si512(row[r].add(at).cast())
-                        });
-                        for (j, word) in transpose(words).into_iter().enumerate() {
-                            for (i, sum) in sums.iter_mut().enumerate() {
-                                *sum =
-                                    $step(*sum, word, x.as_ptr().add((i * k + at) / $per + j * (2 / $per)));
+                for from in (from..k).step_by(LEN) {
+                    let mut of_part = [_mm512_setzero_ps(); M];
+                    for at in (from..k.min(from + LEN)).step_by(32) {
+                        let ahead = if at + AHEAD < k { at + AHEAD } else { at + AHEAD + 15 * k };
+                        // SAFETY: `at + 32 <= k` elements of each row are inside `w`, and `m * k` of `x` by the assertion; a prefetch may
+                        // be anywhere.
+                        unsafe {
+                            let words = std::array::from_fn(|r| {
+                                _mm_prefetch::<_MM_HINT_T1>(row[r].wrapping_add(ahead).cast());
+                                _mm512_loadu_si512(row[r].add(at).cast())
+                            });
+                            for (j, word) in transpose(words).into_iter().enumerate() {
+                                for (i, sum) in of_part.iter_mut().enumerate() {
+                                    let x = x.as_ptr().add((i * k + at) / $per + j * (2 / $per));
+                                    *sum = $step(*sum, word, $splat(x));
+                                }
                             }
                         }
                     }
+                    sums.iter_mut()
+                        .zip(of_part)
+                        .for_each(|(sum, of_part)| *sum = _mm512_add_ps(*sum, of_part));
                 }
                 for (i, sum) in sums.into_iter().enumerate() {
                     let mut lanes = [0.0f32; 16];
@@ -166,22 +287,19 @@ mod x86 {
     /// Both bf16 of a word, the lower first, each times its element of x.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn widened(sum: __m512, word: __m512i, x: *const f32) -> __m512 {
+    fn widened(sum: __m512, word: __m512i, x: [__m512; 2]) -> __m512 {
         let even = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(word));
         let odd =
             _mm512_castsi512_ps(_mm512_and_si512(word, _mm512_set1_epi32(0xffff_0000_u32.cast_signed())));
-        // SAFETY: the caller's: two elements.
-        let x = unsafe { [_mm512_set1_ps(*x), _mm512_set1_ps(*x.add(1))] };
         _mm512_fmadd_ps(odd, x[1], _mm512_fmadd_ps(even, x[0], sum))
     }
 
     /// The word's two products in one instruction, as the CPU has it.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bf16")]
-    unsafe fn paired(sum: __m512, word: __m512i, x: *const u32) -> __m512 {
-        // SAFETY: the caller's: one word; both types are 512 bits of plain data.
+    fn paired(sum: __m512, word: __m512i, x: __m512i) -> __m512 {
+        // SAFETY: the types are 512 bits of plain data.
         unsafe {
-            let x = _mm512_set1_epi32((*x).cast_signed());
             _mm512_dpbf16_ps(
                 sum,
                 std::mem::transmute::<__m512i, __m512bh>(word),
@@ -190,8 +308,28 @@ mod x86 {
         }
     }
 
-    kernel!(f32, f32_rows, "avx512f", f32, 1, widened);
-    kernel!(bf16, bf16_rows, "avx512f,avx512bf16", u32, 2, paired);
+    kernel!(
+        f32,
+        f32_rows,
+        f32_parts,
+        "avx512f",
+        f32,
+        1,
+        |x: *const f32| [_mm512_set1_ps(*x), _mm512_set1_ps(*x.add(1))],
+        |x: *const u32| [_mm512_loadu_ps(x.cast()), _mm512_loadu_ps(x.add(16).cast())],
+        widened
+    );
+    kernel!(
+        bf16,
+        bf16_rows,
+        bf16_parts,
+        "avx512f,avx512bf16",
+        u32,
+        2,
+        |x: *const u32| _mm512_set1_epi32((*x).cast_signed()),
+        |x: *const u32| _mm512_loadu_si512(x.cast()),
+        paired
+    );
 
     #[cfg(test)]
     #[test]
