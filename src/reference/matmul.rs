@@ -87,7 +87,9 @@ pub fn matmul(
     let mut words = PACKED.take();
     let few = Few::new(&mut words, x, m, k, &all, precision);
     if let Some(few) = &few {
-        let product = |yt: &mut Buffer, _: &mut Buffer, w: Weights<'_>, n, _| few.product(yt, w, n);
+        let product = |yt: &mut Buffer, _: &mut Buffer, w: Weights, next: (Weights, usize), n, _| {
+            few.product(yt, w, n, next)
+        };
         run_tasks(y, n, [few.task_rows(n), m], w, b, then, product, rows_of(n, then));
     }
     let done = few.is_some();
@@ -135,14 +137,15 @@ pub(super) fn matmul_parts<'x>(
     assert!(y.len() == m * n && w.len() == n * parts * len);
     let mut words = PACKED.take();
     let packed = Packed::new(&mut words, m, [parts, len], x, Kernel::new(precision, m, len));
-    let product =
-        |yt: &mut Buffer, scratch: &mut Buffer, w: Weights<'_>, n, m| packed.product(yt, scratch, w, n, m);
+    let product = |yt: &mut Buffer, scratch: &mut Buffer, w: Weights, _: (Weights, usize), n, m| {
+        packed.product(yt, scratch, w, n, m)
+    };
     run_tasks(y, n, packed.task_shape(n), w, b, then, product, store);
     PACKED.set(words);
 }
 
-/// Tasks of `rows` columns of y, which are weight rows, and `height` rows; `product(yt, scratch, w, columns, rows)` puts the transposed product
-/// into `yt` and returns the distance of its rows; `store` writes a task's own elements of `y`.
+/// Tasks of `rows` columns of y, which are weight rows, and `height` rows; `product(yt, scratch, w, next, columns, rows)` puts the transposed
+/// product into `yt` and returns the distance of its rows, `next` being which weights, from which row on, will be read after them; `store` writes a task's own elements of `y`.
 #[allow(clippy::too_many_arguments)]
 fn run_tasks(
     y: &mut [f32],
@@ -151,7 +154,8 @@ fn run_tasks(
     w: Weights,
     b: Option<&[f32]>,
     then: Then,
-    product: impl Fn(&mut Buffer, &mut Buffer, Weights, Range<usize>, Range<usize>) -> usize + Sync,
+    product: impl Fn(&mut Buffer, &mut Buffer, Weights, (Weights, usize), Range<usize>, Range<usize>) -> usize
+    + Sync,
     store: impl Fn(&Shared, Tile) + Sync,
 ) {
     let m = y.len() / n;
@@ -163,9 +167,12 @@ fn run_tasks(
         let (rows, height) = (tile.min(n - first), task_rows.min(m - top));
         let mut buffers = BUFFERS.take();
         let Buffers { yt, up, scratch } = &mut buffers;
-        let mut product =
-            |y: &mut Buffer, w: Weights<'_>| product(y, scratch, w, first..first + rows, top..top + height);
-        let stride = product(yt, w);
+        let mut product = |y: &mut Buffer, w: Weights, next: (Weights, usize)| {
+            product(y, scratch, w, next, first..first + rows, top..top + height)
+        };
+        let behind = (w, first + rows);
+        let next = if let Then::SiluMul(w3) = then { (w3, first) } else { behind };
+        let stride = product(yt, w, next);
         let yt = yt.floats(rows * stride);
         if let Some(b) = b {
             yt.chunks_exact_mut(stride).zip(&b[first..first + rows]).for_each(|(y, b)| math::add(y, *b));
@@ -179,7 +186,7 @@ fn run_tasks(
                 yt.chunks_exact_mut(stride).zip(&ls[first..first + rows]).for_each(scale);
             }
             Then::SiluMul(w3) => {
-                product(up, w3);
+                product(up, w3, behind);
                 math::silu_mul(yt, up.floats(rows * stride));
             }
         }

@@ -75,23 +75,28 @@ impl<'a> Few<'a> {
         n.div_ceil(6 * rayon::current_num_threads()).next_multiple_of(16).min(32)
     }
 
-    /// `yt[n, m] = Σ_k w[n, k] * x[m, k]` for the weight rows `n`; returns the distance of its rows, which is m.
-    pub fn product(&self, yt: &mut Buffer, w: Weights, n: Range<usize>) -> usize {
-        let Weights::Bf16(w) = w else { unreachable!("`new` saw the weights") };
+    /// `yt[n, m] = Σ_k w[n, k] * x[m, k]` for the weight rows `n`; returns the distance of its rows, which is m. The weights from row `next.1` of
+    /// `next.0` on are fetched last.
+    pub fn product(&self, yt: &mut Buffer, w: Weights, n: Range<usize>, next: (Weights, usize)) -> usize {
+        let (Weights::Bf16(w), Weights::Bf16(next_w)) = (w, next.0) else {
+            unreachable!("`new` saw the weights")
+        };
         let yt = yt.floats(n.len().next_multiple_of(16) * self.m);
         let w = &w[n.start * self.k..n.end * self.k];
+        let next = next_w.as_ptr().wrapping_add(next.1 * self.k);
         #[cfg(target_arch = "x86_64")]
-        for (rows, y) in w.chunks(16 * self.k).zip(yt.chunks_mut(16 * self.m)) {
+        for (i, (rows, y)) in w.chunks(16 * self.k).zip(yt.chunks_mut(16 * self.m)).enumerate() {
+            let next = if 16 * (i + 1) < n.len() { rows.as_ptr_range().end } else { next };
             // SAFETY: `new` found the instructions; `x` has m rows of k, `rows` one to 16 rows of k, and `y` room for 16 of m; the columns
             // lie in k, and their words are there.
             unsafe {
                 match &self.pairs {
-                    Some(pairs) => x86::bf16(self.m, y, rows, pairs, self.k, &self.columns),
-                    None => x86::f32(self.m, y, rows, self.x, self.k, &self.columns),
+                    Some(pairs) => x86::bf16(self.m, y, rows, pairs, self.k, &self.columns, next),
+                    None => x86::f32(self.m, y, rows, self.x, self.k, &self.columns, next),
                 }
             }
         }
-        let _ = w;
+        let _ = (w, next);
         self.m
     }
 }
@@ -152,18 +157,25 @@ mod x86 {
         ($name:ident, $rows:ident, $parts:ident, $features:literal, $x:ty, $per:literal, $splat:expr, $lanes:expr, $step:expr) => {
             /// # Safety
             /// The CPU has the features; `y` holds 16 times `m`, `w` one to 16 rows of `k` (a multiple of 32), `x` `m` rows; columns are in
-            /// k, those that there are at its start, one behind the other, for one row of x.
+            /// k, those that there are at its start, one behind the other, for one row of x. `next` are the 16 rows of weights
+            /// that will be read next; they need not be there.
             #[target_feature(enable = $features)]
-            pub unsafe fn $name(m: usize, y: &mut [f32], w: &[bf16], x: &[$x], k: usize, columns: &[Column]) {
+            pub unsafe fn $name(
+                m: usize,
+                y: &mut [f32],
+                w: &[bf16],
+                x: &[$x],
+                k: usize,
+                columns: &[Column],
+                next: *const bf16,
+            ) {
                 // SAFETY: the caller's promise.
                 unsafe {
                     match m {
                         1 => {
                             let mut sums = _mm512_set1_ps(-0.0);
                             for (i, column) in columns.iter().enumerate() {
-                                // The next weights: of the same rows, or of the rows after them.
-                                let next = columns.get(i + 1).map_or(16 * k, |c| c.first);
-                                let next = w.as_ptr().wrapping_add(next);
+                                let next = columns.get(i + 1).map_or(next, |c| w[c.first..].as_ptr());
                                 sums = match column.parts {
                                     16 => $parts::<1>(sums, w, k, column, next),
                                     8 => $parts::<2>(sums, w, k, column, next),
@@ -171,20 +183,20 @@ mod x86 {
                                 };
                             }
                             let from = columns.last().map_or(0, |c| c.first + c.parts * $per * WORDS);
-                            $rows::<1>([sums], y, w, x, from, k)
+                            $rows::<1>([sums], y, w, x, from, k, next)
                         }
-                        2 => $rows::<2>([_mm512_set1_ps(-0.0); 2], y, w, x, 0, k),
-                        3 => $rows::<3>([_mm512_set1_ps(-0.0); 3], y, w, x, 0, k),
-                        4 => $rows::<4>([_mm512_set1_ps(-0.0); 4], y, w, x, 0, k),
-                        5 => $rows::<5>([_mm512_set1_ps(-0.0); 5], y, w, x, 0, k),
-                        6 => $rows::<6>([_mm512_set1_ps(-0.0); 6], y, w, x, 0, k),
-                        7 => $rows::<7>([_mm512_set1_ps(-0.0); 7], y, w, x, 0, k),
-                        _ => $rows::<8>([_mm512_set1_ps(-0.0); 8], y, w, x, 0, k),
+                        2 => $rows::<2>([_mm512_set1_ps(-0.0); 2], y, w, x, 0, k, next),
+                        3 => $rows::<3>([_mm512_set1_ps(-0.0); 3], y, w, x, 0, k, next),
+                        4 => $rows::<4>([_mm512_set1_ps(-0.0); 4], y, w, x, 0, k, next),
+                        5 => $rows::<5>([_mm512_set1_ps(-0.0); 5], y, w, x, 0, k, next),
+                        6 => $rows::<6>([_mm512_set1_ps(-0.0); 6], y, w, x, 0, k, next),
+                        7 => $rows::<7>([_mm512_set1_ps(-0.0); 7], y, w, x, 0, k, next),
+                        _ => $rows::<8>([_mm512_set1_ps(-0.0); 8], y, w, x, 0, k, next),
                     }
                 }
             }
 
-            /// Adds a column: one row of x, `R` weight rows at a time. `next` is fetched last.
+            /// Adds a column: one row of x, `R` weight rows at a time. What will be read `next` is fetched last.
             #[target_feature(enable = $features)]
             unsafe fn $parts<const R: usize>(
                 sums: __m512,
@@ -245,6 +257,7 @@ mod x86 {
                 x: &[$x],
                 from: usize,
                 k: usize,
+                next: *const bf16,
             ) {
                 const LEN: usize = $per * WORDS;
                 assert!(y.len() >= 16 * M && x.len() >= M * k / $per && k % 32 == 0);
@@ -254,12 +267,13 @@ mod x86 {
                 for from in (from..k).step_by(LEN) {
                     let mut of_part = [_mm512_setzero_ps(); M];
                     for at in (from..k.min(from + LEN)).step_by(32) {
-                        let ahead = if at + AHEAD < k { at + AHEAD } else { at + AHEAD + 15 * k };
+                        let (ahead, by) =
+                            if at + AHEAD < k { (w.as_ptr(), at + AHEAD) } else { (next, at + AHEAD - k) };
                         // SAFETY: `at + 32 <= k` elements of each row are inside `w`, and `m * k` of `x` by the assertion; a prefetch may
                         // be anywhere.
                         unsafe {
                             let words = std::array::from_fn(|r| {
-                                _mm_prefetch::<_MM_HINT_T1>(row[r].wrapping_add(ahead).cast());
+                                _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(r * k + by).cast());
                                 _mm512_loadu_si512(row[r].add(at).cast())
                             });
                             for (j, word) in transpose(words).into_iter().enumerate() {
