@@ -210,7 +210,7 @@ mod x86 {
                 assert!(column.first + parts * LEN <= k && column.x.len() == 16 * WORDS);
                 // Of row r, part p: r * parts + p.
                 let mut of_parts = [0.0f32; 256];
-                for (i, of_parts) in of_parts.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+                for (i, of_parts) in of_parts.as_chunks_mut::<16>().0[..parts].iter_mut().enumerate() {
                     // Missing rows repeat the last one; their sums are not read.
                     let row: [*const bf16; R] =
                         std::array::from_fn(|r| w[(i * R + r).min(n - 1) * k + column.first..].as_ptr());
