@@ -312,12 +312,6 @@ pub(super) fn pair(a: f32, b: f32) -> u32 {
     narrow(a) | narrow(b) << 16
 }
 
-/// Values of an even number as words of two.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-pub(super) fn pairs(x: &[f32]) -> Vec<u32> {
-    x.as_chunks().0.iter().map(|&[a, b]| pair(a, b)).collect()
-}
-
 /// Words of a scratch row from element `at` of the weights.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
 fn fill(to: &mut [u32], w: Weights, at: usize, per_word: usize) {

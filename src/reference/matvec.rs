@@ -8,7 +8,7 @@
 //! one another: 8 or 16 KB of memory are then summed up while the next are fetched in the order of their addresses. Of what a plain sum over the
 //! same memory reads in a second, this reads 0.8 to 0.95, and 16 rows side by side 0.6 to 0.8 (benches/records/, decode).
 
-use super::gemm::{Buffer, WORDS, pack, pairs};
+use super::gemm::{Buffer, WORDS, pack};
 use super::{Precision, Weights};
 use std::ops::Range;
 
@@ -17,13 +17,14 @@ pub(super) const ROWS: usize = 8;
 
 /// Few rows of `x`, ready to be multiplied.
 pub(super) struct Few<'a> {
-    x: &'a [f32],
     m: usize,
     k: usize,
-    /// `x` as pairs of bf16, if that is what is multiplied.
-    pairs: Option<Vec<u32>>,
-    /// What of k is summed up part beside part.
+    /// Values of k in a word: two bf16, or one f32.
+    per_word: usize,
+    /// What of k is summed up part beside part, from its start.
     columns: Vec<Column<'a>>,
+    /// `x[s*m + i]` = word s, of those of k behind the columns, of row i.
+    x: &'a [u32],
 }
 
 /// Parts of k beside one another.
@@ -40,7 +41,7 @@ impl<'a> Few<'a> {
     /// `x` `(m, k)`; `None` where `gemm.rs` must do it: more rows, weights that are not bf16, a k that is no multiple of 32, another CPU.
     pub fn new(
         buffer: &'a mut Buffer,
-        x: &'a [f32],
+        x: &[f32],
         m: usize,
         k: usize,
         weights: &[Weights],
@@ -57,7 +58,8 @@ impl<'a> Few<'a> {
         let per_word = if precision == Precision::Bf16 && super::has_bf16() { 2 } else { 1 };
         let len = WORDS * per_word;
         let (mut columns, mut at) = (Vec::new(), 0);
-        let mut free = buffer.words(if m == 1 { 4 * k / per_word } else { 0 });
+        // A row's parts are there as often as 16 lanes hold them.
+        let mut free = buffer.words((k * m).max(4 * k) / per_word);
         while m == 1
             && let Some(parts) = [16, 8, 4].into_iter().find(|parts| at + parts * len <= k)
         {
@@ -66,7 +68,9 @@ impl<'a> Few<'a> {
             columns.push(Column { first: at, parts, x: to });
             (at, free) = (at + parts * len, rest);
         }
-        Some(Self { x, m, k, pairs: (per_word == 2).then(|| pairs(x)), columns })
+        let to = &mut free[..(k - at) / per_word * m];
+        pack(to, m, per_word, |lane| &x[lane * k + at..(lane + 1) * k]);
+        Some(Self { m, k, per_word, columns, x: to })
     }
 
     /// Weight rows of one task, for `n` in all: whole vectors, and tasks enough that every thread is busy to the end (with 96 rows, 1 % less
@@ -87,14 +91,9 @@ impl<'a> Few<'a> {
         #[cfg(target_arch = "x86_64")]
         for (i, (rows, y)) in w.chunks(16 * self.k).zip(yt.chunks_mut(16 * self.m)).enumerate() {
             let next = if 16 * (i + 1) < n.len() { rows.as_ptr_range().end } else { next };
-            // SAFETY: `new` found the instructions; `x` has m rows of k, `rows` one to 16 rows of k, and `y` room for 16 of m; the columns
-            // lie in k, and their words are there.
-            unsafe {
-                match &self.pairs {
-                    Some(pairs) => x86::bf16(self.m, y, rows, pairs, self.k, &self.columns, next),
-                    None => x86::f32(self.m, y, rows, self.x, self.k, &self.columns, next),
-                }
-            }
+            let run = if self.per_word == 2 { x86::bf16 } else { x86::f32 };
+            // SAFETY: `new` found the instructions; `rows` are one to 16 rows of k, and `y` has room for 16 of m.
+            unsafe { run(self, y, rows, next) };
         }
         let _ = (w, next);
         self.m
@@ -110,14 +109,14 @@ fn has_avx512() -> bool {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Column, WORDS};
+    use super::{Column, Few, WORDS};
     use half::bf16;
     use std::arch::x86_64::*;
 
-    /// How far ahead of the sums of 16 rows weights are fetched, in elements: 16 lines of each, into L2, as rows a multiple of 4 KB apart share
-    /// the 12 ways of one L1 set. Past a row's end the next 16 rows begin. Many of these fetches are dropped (Zen 5 keeps few for L2 at
-    /// once), and more groups of rows beside one another came at two thirds of this speed or less: too many streams.
-    const AHEAD: usize = 512;
+    /// How far ahead of the sums of 16 rows weights are fetched, in elements: 8 lines of each. Past a row's end the next 16 rows begin. Farther,
+    /// or into L2 alone (Zen 5 drops most fetches that name it), is slower where memory is fast; two or four groups of rows beside one another
+    /// came at two thirds of this speed or less: too many streams (2026-11-26).
+    const AHEAD: usize = 256;
 
     /// Word `j` of row `i` becomes word `i` of row `j`.
     #[inline]
@@ -151,47 +150,37 @@ mod x86 {
         c
     }
 
-    /// `$name`: `y[r, i] = Σ_k w[r, k] * x[i, k]` for one to 16 weight rows r, with `$step` a word of 16 runs into their sums. A word of x is
-    /// `$per` elements of type `$x` for a row, and `$lanes` for 16 parts.
+    /// `$name`: `y[r, i] = Σ_k w[r, k] * x[i, k]` for one to 16 weight rows r, with `$step` a word of 16 runs into their sums. A word of x is `$per`
+    /// values of k; `$splat` reads what belongs to a word of weights for a row of x, `$lanes` for 16 parts.
     macro_rules! kernel {
-        ($name:ident, $rows:ident, $parts:ident, $features:literal, $x:ty, $per:literal, $splat:expr, $lanes:expr, $step:expr) => {
+        ($name:ident, $rows:ident, $parts:ident, $features:literal, $per:literal, $splat:expr, $lanes:expr, $step:expr) => {
             /// # Safety
-            /// The CPU has the features; `y` holds 16 times `m`, `w` one to 16 rows of `k` (a multiple of 32), `x` `m` rows; columns are in
-            /// k, those that there are at its start, one behind the other, for one row of x. `next` are the 16 rows of weights
-            /// that will be read next; they need not be there.
+            /// The CPU has the features; `y` holds 16 times m, `w` one to 16 rows of k. `next` are the 16 rows of weights that will be read next;
+            /// they need not be there.
             #[target_feature(enable = $features)]
-            pub unsafe fn $name(
-                m: usize,
-                y: &mut [f32],
-                w: &[bf16],
-                x: &[$x],
-                k: usize,
-                columns: &[Column],
-                next: *const bf16,
-            ) {
+            pub unsafe fn $name(few: &Few, y: &mut [f32], w: &[bf16], next: *const bf16) {
                 // SAFETY: the caller's promise.
                 unsafe {
-                    match m {
+                    match few.m {
                         1 => {
                             let mut sums = _mm512_set1_ps(-0.0);
-                            for (i, column) in columns.iter().enumerate() {
-                                let next = columns.get(i + 1).map_or(next, |c| w[c.first..].as_ptr());
+                            for (i, column) in few.columns.iter().enumerate() {
+                                let next = few.columns.get(i + 1).map_or(next, |c| w[c.first..].as_ptr());
                                 sums = match column.parts {
-                                    16 => $parts::<1>(sums, w, k, column, next),
-                                    8 => $parts::<2>(sums, w, k, column, next),
-                                    _ => $parts::<4>(sums, w, k, column, next),
+                                    16 => $parts::<1>(sums, w, few.k, column, next),
+                                    8 => $parts::<2>(sums, w, few.k, column, next),
+                                    _ => $parts::<4>(sums, w, few.k, column, next),
                                 };
                             }
-                            let from = columns.last().map_or(0, |c| c.first + c.parts * $per * WORDS);
-                            $rows::<1>([sums], y, w, x, from, k, next)
+                            $rows::<1>([sums], few, y, w, next)
                         }
-                        2 => $rows::<2>([_mm512_set1_ps(-0.0); 2], y, w, x, 0, k, next),
-                        3 => $rows::<3>([_mm512_set1_ps(-0.0); 3], y, w, x, 0, k, next),
-                        4 => $rows::<4>([_mm512_set1_ps(-0.0); 4], y, w, x, 0, k, next),
-                        5 => $rows::<5>([_mm512_set1_ps(-0.0); 5], y, w, x, 0, k, next),
-                        6 => $rows::<6>([_mm512_set1_ps(-0.0); 6], y, w, x, 0, k, next),
-                        7 => $rows::<7>([_mm512_set1_ps(-0.0); 7], y, w, x, 0, k, next),
-                        _ => $rows::<8>([_mm512_set1_ps(-0.0); 8], y, w, x, 0, k, next),
+                        2 => $rows::<2>([_mm512_set1_ps(-0.0); 2], few, y, w, next),
+                        3 => $rows::<3>([_mm512_set1_ps(-0.0); 3], few, y, w, next),
+                        4 => $rows::<4>([_mm512_set1_ps(-0.0); 4], few, y, w, next),
+                        5 => $rows::<5>([_mm512_set1_ps(-0.0); 5], few, y, w, next),
+                        6 => $rows::<6>([_mm512_set1_ps(-0.0); 6], few, y, w, next),
+                        7 => $rows::<7>([_mm512_set1_ps(-0.0); 7], few, y, w, next),
+                        _ => $rows::<8>([_mm512_set1_ps(-0.0); 8], few, y, w, next),
                     }
                 }
             }
@@ -248,38 +237,37 @@ mod x86 {
                 })
             }
 
-            /// Adds what of k is behind `from`, 16 weight rows at a time.
+            /// Adds what of k is behind the columns, 16 weight rows at a time.
             #[target_feature(enable = $features)]
             unsafe fn $rows<const M: usize>(
                 mut sums: [__m512; M],
+                few: &Few,
                 y: &mut [f32],
                 w: &[bf16],
-                x: &[$x],
-                from: usize,
-                k: usize,
                 next: *const bf16,
             ) {
                 const LEN: usize = $per * WORDS;
-                assert!(y.len() >= 16 * M && x.len() >= M * k / $per && k % 32 == 0);
-                let n = w.len() / k;
+                let (k, n) = (few.k, w.len() / few.k);
+                let first = k - few.x.len() * $per / M;
+                assert!(y.len() >= 16 * M && few.x.len() * $per == (k - first) * M && (k - first) % 32 == 0);
                 // Missing rows repeat the last one; their sums are not read.
                 let row: [*const bf16; 16] = std::array::from_fn(|r| w[r.min(n - 1) * k..].as_ptr());
-                for from in (from..k).step_by(LEN) {
+                for from in (first..k).step_by(LEN) {
                     let mut of_part = [_mm512_setzero_ps(); M];
                     for at in (from..k.min(from + LEN)).step_by(32) {
                         let (ahead, by) =
                             if at + AHEAD < k { (w.as_ptr(), at + AHEAD) } else { (next, at + AHEAD - k) };
-                        // SAFETY: `at + 32 <= k` elements of each row are inside `w`, and `m * k` of `x` by the assertion; a prefetch may
-                        // be anywhere.
+                        // SAFETY: `at + 32 <= k` elements of each row are inside `w`, and M times the words behind `first` in `x` by the
+                        // assertion; a prefetch may be anywhere.
                         unsafe {
                             let words = std::array::from_fn(|r| {
-                                _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(r * k + by).cast());
+                                _mm_prefetch::<_MM_HINT_NTA>(ahead.wrapping_add(r * k + by).cast());
                                 _mm512_loadu_si512(row[r].add(at).cast())
                             });
                             for (j, word) in transpose(words).into_iter().enumerate() {
                                 for (i, sum) in of_part.iter_mut().enumerate() {
-                                    let x = x.as_ptr().add((i * k + at) / $per + j * (2 / $per));
-                                    *sum = $step(*sum, word, $splat(x));
+                                    let x = few.x.as_ptr().add(((at - first + j * 2) / $per) * M + i);
+                                    *sum = $step(*sum, word, $splat(x, M));
                                 }
                             }
                         }
@@ -327,9 +315,8 @@ mod x86 {
         f32_rows,
         f32_parts,
         "avx512f",
-        f32,
         1,
-        |x: *const f32| [_mm512_set1_ps(*x), _mm512_set1_ps(*x.add(1))],
+        |x: *const u32, m| [x, x.add(m)].map(|x| _mm512_set1_ps(f32::from_bits(*x))),
         |x: *const u32| [_mm512_loadu_ps(x.cast()), _mm512_loadu_ps(x.add(16).cast())],
         widened
     );
@@ -338,9 +325,8 @@ mod x86 {
         bf16_rows,
         bf16_parts,
         "avx512f,avx512bf16",
-        u32,
         2,
-        |x: *const u32| _mm512_set1_epi32((*x).cast_signed()),
+        |x: *const u32, _| _mm512_set1_epi32((*x).cast_signed()),
         |x: *const u32| _mm512_loadu_si512(x.cast()),
         paired
     );
