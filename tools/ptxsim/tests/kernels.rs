@@ -5,7 +5,7 @@ mod common;
 
 use common::cases::case;
 use common::{Gpu, Rng};
-use ptxsim::{Checks, Counters, FaultKind, GpuSpec, LaunchConfig, Options};
+use ptxsim::{Checks, FaultKind, GpuSpec, LaunchConfig, Options};
 
 fn options(arch: &str, threads: usize, seed: u64) -> Options {
     let gpu = GpuSpec::named(if arch == "90a" { "h100" } else { "a100" }).expect("in the table");
@@ -30,11 +30,7 @@ fn check(name: &str) {
             assert_eq!(gpu.bits, first.bits, "{what}: other bits than at first");
             if !case.waits {
                 for (a, b) in gpu.reports.iter().zip(&first.reports) {
-                    // Of neighbouring words of different blocks (`partial` in reduce.cu) the shadow may forget one.
-                    let distinct_bytes =
-                        if name == "reduce" { b.counters.distinct_bytes } else { a.counters.distinct_bytes };
-                    let counters = Counters { distinct_bytes, ..a.counters.clone() };
-                    assert_eq!(counters, b.counters, "{what}: {}", a.kernel);
+                    assert_eq!(a.counters, b.counters, "{what}: {}", a.kernel);
                 }
             }
         }

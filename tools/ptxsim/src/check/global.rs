@@ -9,7 +9,10 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 
 use super::{GLOBAL_RACE, Other, UNINIT};
 use crate::exec::Cx;
@@ -208,7 +211,7 @@ fn touch(
     let written = if matches!(touch, Touch::Strong { .. }) { full(STRONG, MANY) } else { written };
     let mut race = None;
     for (k, cell) in shadow[(off / 16) as usize..((off + bytes) / 16) as usize].iter().enumerate() {
-        let pair = cell.load(Relaxed);
+        let pair = cell.load(Acquire);
         if pair == many || pair == own || pair == written {
             continue;
         }
@@ -219,7 +222,7 @@ fn touch(
             // Both words change alike.
             let (new, fresh, bad) = step(lo, epoch, block, 0xff, touch);
             let new = u64::from(new) << 32 | u64::from(new);
-            if cell.compare_exchange(pair, new, Relaxed, Relaxed).is_ok() {
+            if cell.compare_exchange(pair, new, Release, Relaxed).is_ok() {
                 *distinct += 2 * u64::from(fresh.count_ones());
                 race = race.or(bad);
                 continue;
@@ -254,26 +257,27 @@ fn touch_part(
         let mask = ((0xffu32 >> (7 - (hi - lo))) << lo) & 0xff;
         let cell = &shadow[(g / 2) as usize];
         let shift = (g % 2) as u32 * 32;
-        let mut known = 0;
-        if sync.may_hold(base + 8 * g) {
-            let (bad, bytes) = sync.against(base + 8 * g, block, mask, touch);
-            (race, known) = (race.or(bad), bytes);
-        }
         loop {
-            let pair = cell.load(Relaxed);
+            // Who sees a word that replaced another sees that one set aside.
+            let pair = cell.load(Acquire);
+            let mut known = 0;
+            if sync.may_hold(base + 8 * g) {
+                let (bad, bytes) = sync.against(base + 8 * g, block, mask, touch);
+                (race, known) = (race.or(bad), bytes);
+            }
             let old = (pair >> shift) as u32;
             let (new, fresh, bad) = step(old, epoch, block, mask, touch);
             if new == old {
                 break;
             }
+            let (bytes, owner) = (old >> 16 & 0xff, old & 0xffff);
+            if old >> 26 == epoch && owner != block && bytes & !mask != 0 && new & 0xffff == block {
+                sync.set_aside(base + 8 * g, old, mask);
+            }
             let changed = pair & !(0xffff_ffff << shift) | u64::from(new) << shift;
-            if cell.compare_exchange_weak(pair, changed, Relaxed, Relaxed).is_ok() {
+            if cell.compare_exchange_weak(pair, changed, Release, Relaxed).is_ok() {
                 *distinct += u64::from((fresh & !known).count_ones());
                 race = race.or(bad);
-                let (bytes, owner) = (old >> 16 & 0xff, old & 0xffff);
-                if old >> 26 == epoch && owner != block && bytes & !mask != 0 && new & 0xffff == block {
-                    sync.set_aside(base + 8 * g, old, mask);
-                }
                 break;
             }
         }
