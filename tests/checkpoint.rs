@@ -1,5 +1,7 @@
 //! Opening checkpoints: good ones, and strangers' files that must end in an error that helps.
 
+mod common;
+
 use half::{bf16, f16};
 use mllmseg::checkpoint::synth::{self, Options, Spec};
 use mllmseg::checkpoint::{Checkpoint, Report, header};
@@ -15,20 +17,20 @@ const ATTN: &str = "language_model.model.layers.0.attention.wqkv.weight";
 const NORM: &str = "language_model.model.norm.weight";
 
 /// A good checkpoint of a few 100 KB, in one file and in shards; every test breaks its own copy.
-static GOOD: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
-    let dir = tempfile::tempdir().unwrap();
+static GOOD: LazyLock<PathBuf> = LazyLock::new(|| {
+    let dir = common::folder_for_all();
     let spec =
         Spec::read(&format!("{}/tests/data/checkpoint/mini.json", env!("CARGO_MANIFEST_DIR"))).unwrap();
     for (name, shard_bytes) in [("one", 1 << 30), ("many", 60_000)] {
         let options = Options { shard_bytes, ..Options::default() };
-        synth::write(&spec, &dir.path().join(name), &options, &mut |_, _| ()).unwrap();
+        synth::write(&spec, &dir.join(name), &options, &mut |_, _| ()).unwrap();
     }
     dir
 });
 
 fn copy_of(which: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for file in std::fs::read_dir(GOOD.path().join(which)).unwrap() {
+    for file in std::fs::read_dir(GOOD.join(which)).unwrap() {
         let from = file.unwrap().path();
         std::fs::copy(&from, dir.path().join(from.file_name().unwrap())).unwrap();
     }
@@ -135,7 +137,7 @@ fn refused(which: &str, words: &[&str], name: &str, damage: impl FnOnce(&Path)) 
 #[test]
 fn good_ones_open_and_bind_completely() {
     for which in ["one", "many"] {
-        let ck = open_and_bind(&GOOD.path().join(which)).unwrap();
+        let ck = open_and_bind(&GOOD.join(which)).unwrap();
         assert_eq!(ck.unbound(), [""; 0]);
         assert_eq!(ck.decoder_width().unwrap(), 16);
         assert!(Report::of(&ck).values(&ck).is_complete());
@@ -148,7 +150,7 @@ fn good_ones_open_and_bind_completely() {
 
 #[test]
 fn binding_says_what_was_implied_and_what_is_there() {
-    let ck = Checkpoint::open_dir(&GOOD.path().join("one")).unwrap();
+    let ck = Checkpoint::open_dir(&GOOD.join("one")).unwrap();
     let message = ck.tensor(ATTN, &[64, 64]).unwrap_err().to_string();
     assert!(message.contains("model.safetensors") && message.contains(ATTN), "{message}");
     assert!(
@@ -584,7 +586,7 @@ proptest! {
 
     #[test]
     fn a_flipped_byte_is_read_or_refused(at in 0..6000usize, byte in any::<u8>()) {
-        let mut file = std::fs::read(GOOD.path().join("one/model.safetensors")).unwrap();
+        let mut file = std::fs::read(GOOD.join("one/model.safetensors")).unwrap();
         prop_assert_eq!(header::parse(Path::new("x"), &file).unwrap()[0].dtype, Dtype::I64);
         file[at] = byte;
         accepted(&file)?;

@@ -13,15 +13,14 @@ pub fn data(file: &str) -> PathBuf {
 
 /// The tiny synthetic checkpoint that the golden cases were made with, seed 1; written once a test program.
 pub fn tiny() -> Arc<Checkpoint> {
-    static TINY: OnceLock<(Arc<Checkpoint>, tempfile::TempDir)> = OnceLock::new();
+    static TINY: OnceLock<Arc<Checkpoint>> = OnceLock::new();
     let write = || {
-        let folder = tempfile::tempdir().unwrap();
-        let dir = folder.path().join("tiny");
+        let dir = super::folder_for_all().join("tiny");
         let spec = synth::Spec::read("tiny").unwrap();
         synth::write(&spec, &dir, &synth::Options::default(), &mut |_, _| {}).unwrap();
-        (Arc::new(Checkpoint::open_dir(&dir).unwrap()), folder)
+        Arc::new(Checkpoint::open_dir(&dir).unwrap())
     };
-    Arc::clone(&TINY.get_or_init(write).0)
+    Arc::clone(TINY.get_or_init(write))
 }
 
 /// One golden file.
