@@ -5,7 +5,7 @@ use ::parquet::file::reader::{FileReader, SerializedFileReader};
 use ::parquet::record::RowAccessor;
 use flate2::write::GzEncoder;
 use mllmseg::batch::item::{Item, Picture, Record};
-use mllmseg::batch::{coco, parquet, tar};
+use mllmseg::batch::{coco, manifest, parquet, tar};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -103,6 +103,28 @@ fn shard(members: &[(&str, &[u8])]) -> Vec<u8> {
 fn tar_items(paths: Vec<PathBuf>, exprs: &[String]) -> Vec<String> {
     let items = tar::read(paths, exprs, Arc::default());
     items.map(|item| item.map_or_else(|e| format!("end: {e}"), |item| line(&item))).collect()
+}
+
+#[test]
+fn shards_are_named_in_braces() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["8", "9", "10"] {
+        let members: [(&str, &[u8]); 2] = [(&format!("{name}.png"), b"1"), (&format!("{name}.txt"), b"x")];
+        std::fs::write(folder.path().join(format!("a-{name}.tar")), shard(&members)).unwrap();
+    }
+    let open = |name: &str| manifest::open(&folder.path().join(name).display().to_string(), &[]);
+    let ids = |name: &str| -> Vec<Value> { open(name).unwrap().items.map(|item| item.unwrap().id).collect() };
+    // In the order of the names, not sorted as a glob's files are.
+    assert_eq!(ids("a-{8..10}.tar"), ["8", "9", "10"]);
+    assert_eq!(ids("a-{10,8}.tar"), ["10", "8"]);
+    assert_eq!(ids("{a,b}-*.tar"), ["10", "8", "9"]);
+    let missing = open("a-{8..11}.tar").err().unwrap().to_string();
+    assert!(missing.contains("a-11.tar"), "{missing}");
+    let many = open("a-{0..99999999}.tar").err().unwrap().to_string();
+    assert!(many.contains("at most 1048576 names"), "{many}");
+    // A file that is really called so.
+    std::fs::copy(folder.path().join("a-9.tar"), folder.path().join("a-{8,9}.tar")).unwrap();
+    assert_eq!(ids("a-{8,9}.tar"), ["9"]);
 }
 
 #[test]

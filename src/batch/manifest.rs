@@ -1,4 +1,4 @@
-//! Sources that are lists: a manifest of JSON lines, a folder, a glob. Those that are not are opened here too.
+//! Sources that are lists: a manifest of JSON lines, a folder, a glob with names in braces. Those that are not are opened here too.
 //!
 //! ```text
 //! {"id": any JSON, "image": "cats.jpg", "exprs": ["the left cat", "the right cat"]}
@@ -40,15 +40,18 @@ pub struct Input {
 }
 
 /// Opens a manifest, a folder, a glob, or a single picture; `exprs` is what is asked of the pictures of the last three. A tar shard or a Parquet
-/// file, or a glob of such, has expressions of its own; `exprs` are asked instead of them.
+/// file, or a glob of such, has expressions of its own; `exprs` are asked instead of them. A glob may have names in braces, as WebDataset's
+/// shards are given: `train-{000..127}.tar`, `{train,val}.tar`; each of them must be there.
 ///
 /// # Errors
 /// [`Error::Usage`] if it is nothing of these, or if expressions are missing or are given twice; [`Error::Io`].
 pub fn open(source: &str, exprs: &[String]) -> Result<Input> {
-    if let Some(input) = shards(source, exprs)? {
+    let path = Path::new(source);
+    let found = if path.exists() { None } else { matched(source)? };
+    let files = if path.is_file() { Some(vec![path.to_path_buf()]) } else { found.clone() };
+    if let Some(input) = files.map(|files| shards(files, exprs)).transpose()?.flatten() {
         return Ok(input);
     }
-    let path = Path::new(source);
     let is_picture = |p: &Path| {
         let extension = p.extension().map(|e| e.to_string_lossy().to_lowercase());
         extension.is_some_and(|e| EXTENSIONS.contains(&e.as_str()))
@@ -72,11 +75,8 @@ pub fn open(source: &str, exprs: &[String]) -> Result<Input> {
             return Err(Error::usage("--expr", expected, "a manifest"));
         }
         return manifest(path);
-    } else if source.contains(['*', '?', '[']) {
-        let bad = |e: glob::PatternError| Error::usage(source, "a glob", e.to_string());
-        // Sorted by name, folder by folder.
-        let found = glob::glob(source).map_err(bad)?;
-        found.filter_map(std::result::Result::ok).filter(|p| is_picture(p)).collect()
+    } else if let Some(found) = found {
+        found.into_iter().filter(|p| is_picture(p)).collect()
     } else {
         return Err(Error::usage(
             source,
@@ -93,17 +93,83 @@ pub fn open(source: &str, exprs: &[String]) -> Result<Input> {
     Ok(pictures(paths, exprs))
 }
 
-/// Tar shards or Parquet files: the one that `source` names, or those that it matches.
-fn shards(source: &str, exprs: &[String]) -> Result<Option<Input>> {
-    let path = Path::new(source);
-    let mut paths = if path.is_file() {
-        vec![path.to_path_buf()]
-    } else if source.contains(['*', '?', '[']) && !path.exists() {
-        let bad = |e: glob::PatternError| Error::usage(source, "a glob", e.to_string());
-        glob::glob(source).map_err(bad)?.filter_map(std::result::Result::ok).collect()
-    } else {
+/// Names in braces, at most.
+const MAX_NAMES: usize = 1 << 20;
+/// Longest pattern, in bytes, whose braces are looked at: no path is longer.
+const MAX_PATTERN: usize = 4096;
+
+/// The files of a glob, sorted by name, folder by folder, for one name in braces after the other; `None` if `source` is no pattern.
+fn matched(source: &str) -> Result<Option<Vec<PathBuf>>> {
+    let names = if source.len() > MAX_PATTERN { Some(vec![source.into()]) } else { braces(source) };
+    let names =
+        names.ok_or_else(|| Error::usage(source, format!("at most {MAX_NAMES} names in braces"), "more"))?;
+    let is_glob = source.contains(['*', '?', '[']);
+    if !is_glob && names.len() == 1 && names[0] == source {
         return Ok(None);
-    };
+    }
+    let mut files = Vec::new();
+    for name in names {
+        if is_glob {
+            let bad = |e: glob::PatternError| Error::usage(source, "a glob", e.to_string());
+            files.extend(glob::glob(&name).map_err(bad)?.filter_map(std::result::Result::ok));
+        } else if Path::new(&name).is_file() {
+            files.push(name.into());
+        } else {
+            return Err(Error::usage(source, "a file for every name in braces", format!("no file {name}")));
+        }
+    }
+    Ok(Some(files))
+}
+
+/// `text` for each name in its first braces, and so on: `{a,b}` for a and b, `{08..11}` for 08, 09, 10 and 11, as the shell has them. Braces that
+/// hold neither stay. `None` if there are more than [`MAX_NAMES`].
+fn braces(text: &str) -> Option<Vec<String>> {
+    for (open, _) in text.match_indices('{') {
+        let mut depth = 0;
+        let mut ends = vec![open];
+        let close = text[open..].char_indices().find_map(|(i, c)| {
+            match c {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' if depth == 1 => ends.push(open + i),
+                _ => {}
+            }
+            (depth == 0).then_some(open + i)
+        });
+        let Some(close) = close else { continue };
+        ends.push(close);
+        let inner = &text[open + 1..close];
+        let parts: Vec<String> = if ends.len() > 2 {
+            ends.windows(2).map(|e| text[e[0] + 1..e[1]].into()).collect()
+        } else if let Some((first, last)) = inner.split_once("..")
+            && let (Ok(a), Ok(b)) = (first.parse::<u32>(), last.parse::<u32>())
+        {
+            let width = if first.len() == last.len() || first.starts_with('0') { first.len() } else { 0 };
+            if a.abs_diff(b) as usize >= MAX_NAMES {
+                return None;
+            }
+            let name = |i| format!("{i:0width$}");
+            if a <= b { (a..=b).map(name).collect() } else { (b..=a).rev().map(name).collect() }
+        } else {
+            continue;
+        };
+        let rest = braces(&text[close + 1..])?;
+        let mut names = Vec::new();
+        for part in parts {
+            for part in braces(&part)? {
+                if names.len() + rest.len() > MAX_NAMES {
+                    return None;
+                }
+                names.extend(rest.iter().map(|rest| format!("{}{part}{rest}", &text[..open])));
+            }
+        }
+        return Some(names);
+    }
+    Some(vec![text.into()])
+}
+
+/// `paths` as tar shards or Parquet files, if there are any.
+fn shards(mut paths: Vec<PathBuf>, exprs: &[String]) -> Result<Option<Input>> {
     let ends = |p: &Path, ends: &[&str]| {
         let name = p.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
         ends.iter().any(|e| name.ends_with(e))
@@ -363,5 +429,35 @@ impl Line {
             (None, None) => return Err((id, bad("`image` or `image_b64`", "neither"))),
         };
         Ok(Item { index, id, picture, texts, ask })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What bash makes of them.
+    #[test]
+    fn names_in_braces() {
+        let list = |text: &str| braces(text).map(|names| names.join(" "));
+        for (text, names) in [
+            ("a.tar", "a.tar"),
+            ("a-{08..11}.tar", "a-08.tar a-09.tar a-10.tar a-11.tar"),
+            ("{9..11}", "9 10 11"),
+            ("{3..1}", "3 2 1"),
+            ("{train,val}-{0..1}.tar", "train-0.tar train-1.tar val-0.tar val-1.tar"),
+            ("x{a,b{1..2},}y", "xay xb1y xb2y xy"),
+            ("{a}/{..}/{1..b}/{", "{a}/{..}/{1..b}/{"),
+            ("}{{a,b}", "}{a }{b"),
+            ("\u{e4}{\u{f6},\u{1f98a}}", "\u{e4}\u{f6} \u{e4}\u{1f98a}"),
+        ] {
+            assert_eq!(list(text).as_deref(), Some(names), "{text}");
+        }
+        for many in ["{0..4294967295}", "{1..1000000}{1..2}", &"{a,b}".repeat(800)] {
+            assert_eq!(list(many), None);
+        }
+        assert_eq!(list(&"{".repeat(MAX_PATTERN)), Some("{".repeat(MAX_PATTERN)));
+        let deep = format!("{}a{}", "{b,".repeat(1000), "}".repeat(1000));
+        assert_eq!(braces(&deep).map(|names| names.len()), Some(1001));
     }
 }

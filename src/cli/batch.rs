@@ -33,7 +33,7 @@ use std::time::Duration;
 /// Example: mllmseg batch data/manifest.jsonl --model DIR --device cuda:0,cuda:1 --out results
 #[derive(clap::Args)]
 pub struct Args {
-    /// Manifest, folder of pictures, .tar, .tar.gz, .parquet, or a glob (in quotes)
+    /// Manifest, folder of pictures, .tar, .tar.gz, .parquet, or a glob, `{000..127}` too (in quotes)
     #[arg(value_name = "SOURCE")]
     source: String,
     /// Checkpoint: a folder, or ORG/NAME in the Hugging Face cache
