@@ -19,7 +19,8 @@ use std::ops::Range;
 const TILE_ROWS: usize = 96;
 /// Panels of one task, at most: its products stay in L2 beside the scratch.
 const TASK_PANELS: usize = 11;
-/// 32-bit words of a scratch row that are used: one k (f32) or two (bf16) each. One panel's words are 32 KB.
+/// 32-bit words of a scratch row that are used: one k (f32) or two (bf16) each. One panel's words are 32 KB. A sum over k is one of parts of so
+/// many words, added in order: `matvec.rs` does the same.
 pub(super) const WORDS: usize = 256;
 /// Distance of scratch rows: a line more, so that rows do not fall on the same L1 sets.
 const STRIDE: usize = WORDS + 16;
