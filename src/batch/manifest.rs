@@ -47,9 +47,10 @@ pub struct Input {
 /// [`Error::Usage`] if it is nothing of these, or if expressions are missing or are given twice; [`Error::Io`].
 pub fn open(source: &str, exprs: &[String]) -> Result<Input> {
     let path = Path::new(source);
+    let file = [path.to_path_buf()];
     let found = if path.exists() { None } else { matched(source)? };
-    let files = if path.is_file() { Some(vec![path.to_path_buf()]) } else { found.clone() };
-    if let Some(input) = files.map(|files| shards(files, exprs)).transpose()?.flatten() {
+    let files = if path.is_file() { &file[..] } else { found.as_deref().unwrap_or_default() };
+    if let Some(input) = shards(files, exprs)? {
         return Ok(input);
     }
     let is_picture = |p: &Path| {
@@ -144,7 +145,9 @@ fn braces(text: &str) -> Option<Vec<String>> {
         } else if let Some((first, last)) = inner.split_once("..")
             && let (Ok(a), Ok(b)) = (first.parse::<u32>(), last.parse::<u32>())
         {
-            let width = if first.len() == last.len() || first.starts_with('0') { first.len() } else { 0 };
+            // A zero in front of either makes all as long as the longer.
+            let padded = [first, last].iter().any(|n| n.len() > 1 && n.starts_with('0'));
+            let width = if padded { first.len().max(last.len()) } else { 0 };
             if a.abs_diff(b) as usize >= MAX_NAMES {
                 return None;
             }
@@ -168,15 +171,16 @@ fn braces(text: &str) -> Option<Vec<String>> {
     Some(vec![text.into()])
 }
 
-/// `paths` as tar shards or Parquet files, if there are any.
-fn shards(mut paths: Vec<PathBuf>, exprs: &[String]) -> Result<Option<Input>> {
+/// The tar shards among `files`, or the Parquet files, if there are any.
+fn shards(files: &[PathBuf], exprs: &[String]) -> Result<Option<Input>> {
     let ends = |p: &Path, ends: &[&str]| {
         let name = p.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
         ends.iter().any(|e| name.ends_with(e))
     };
     const TAR: [&str; 3] = [".tar", ".tar.gz", ".tgz"];
-    let is_parquet = paths.iter().any(|p| ends(p, &[".parquet"]));
-    paths.retain(|p| if is_parquet { ends(p, &[".parquet"]) } else { ends(p, &TAR) });
+    let is_parquet = files.iter().any(|p| ends(p, &[".parquet"]));
+    let kind = |p: &&PathBuf| if is_parquet { ends(p, &[".parquet"]) } else { ends(p, &TAR) };
+    let paths: Vec<PathBuf> = files.iter().filter(kind).cloned().collect();
     if paths.is_empty() {
         return Ok(None);
     }
@@ -444,6 +448,8 @@ mod tests {
             ("a.tar", "a.tar"),
             ("a-{08..11}.tar", "a-08.tar a-09.tar a-10.tar a-11.tar"),
             ("{9..11}", "9 10 11"),
+            ("{98..0100}", "0098 0099 0100"),
+            ("{09..11}{00..1}", "0900 0901 1000 1001 1100 1101"),
             ("{3..1}", "3 2 1"),
             ("{train,val}-{0..1}.tar", "train-0.tar train-1.tar val-0.tar val-1.tar"),
             ("x{a,b{1..2},}y", "xay xb1y xb2y xy"),

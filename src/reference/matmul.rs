@@ -1,8 +1,7 @@
 //! `y = epilogue(x @ wᵀ + b)`; see `gemm.rs` for the product.
 //!
 //! A task owns a tile of `y`: some rows of `x`, and some columns, which are weight rows. It computes their product transposed in a buffer that stays in L2, applies
-//! the epilogue there, and stores. An element's sum runs over k in order, in parts whose
-//! sums are added in order, whatever else is in the matrix.
+//! the epilogue there, and stores. An element's sum runs over k in order, in parts whose sums are added in order, whatever else is in the matrix.
 
 use super::gemm::{Buffer, Kernel, Packed, store_transposed};
 use super::matvec::Few;
@@ -84,17 +83,15 @@ pub fn matmul(
         Then::SiluMul(w3) => [w, w3],
         _ => [w, w],
     };
-    let mut words = PACKED.take();
-    let few = Few::new(&mut words, x, m, k, &all, precision);
-    if let Some(few) = &few {
+    if Few::fits(m, k, &all) {
+        let mut words = PACKED.take();
+        let few = Few::new(&mut words, x, m, k, precision);
         let product = |yt: &mut Buffer, _: &mut Buffer, w: Weights, next: (Weights, usize), n, _| {
             few.product(yt, w, n, next)
         };
         run_tasks(y, n, [few.task_rows(n), m], w, b, then, product, rows_of(n, then));
-    }
-    let done = few.is_some();
-    PACKED.set(words);
-    if !done {
+        PACKED.set(words);
+    } else {
         let row = |i: usize, _| &x[i * k..][..k];
         matmul_parts(y, [1, k], row, w, n, b, then, precision, rows_of(n, then));
     }
@@ -145,7 +142,8 @@ pub(super) fn matmul_parts<'x>(
 }
 
 /// Tasks of `rows` columns of y, which are weight rows, and `height` rows; `product(yt, scratch, w, next, columns, rows)` puts the transposed
-/// product into `yt` and returns the distance of its rows, `next` being which weights, from which row on, will be read after them; `store` writes a task's own elements of `y`.
+/// product into `yt` and returns the distance of its rows, `next` being which weights, from which row on, will be read after them; `store` writes
+/// a task's own elements of `y`.
 #[allow(clippy::too_many_arguments)]
 fn run_tasks(
     y: &mut [f32],

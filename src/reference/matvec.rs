@@ -38,23 +38,18 @@ struct Column<'a> {
 }
 
 impl<'a> Few<'a> {
-    /// `x` `(m, k)`; `None` where `gemm.rs` must do it: more rows, weights that are not bf16, a k that is no multiple of 32, another CPU.
-    pub fn new(
-        buffer: &'a mut Buffer,
-        x: &[f32],
-        m: usize,
-        k: usize,
-        weights: &[Weights],
-        precision: Precision,
-    ) -> Option<Self> {
-        let fits = m <= ROWS
+    /// Whether this multiplies `m` rows of `k` by such weights, or `gemm.rs` must: more rows, weights that are not bf16, a k that is no multiple
+    /// of 32, another CPU.
+    pub fn fits(m: usize, k: usize, weights: &[Weights]) -> bool {
+        m <= ROWS
             && k > 0
             && k.is_multiple_of(32)
             && weights.iter().all(|w| matches!(w, Weights::Bf16(_)))
-            && has_avx512();
-        if !fits {
-            return None;
-        }
+            && has_avx512()
+    }
+
+    /// `x` `(m, k)`, which [`Few::fits`], packed into `buffer`.
+    pub fn new(buffer: &'a mut Buffer, x: &[f32], m: usize, k: usize, precision: Precision) -> Self {
         let per_word = if precision == Precision::Bf16 && super::has_bf16() { 2 } else { 1 };
         let len = WORDS * per_word;
         let (mut columns, mut at) = (Vec::new(), 0);
@@ -70,7 +65,7 @@ impl<'a> Few<'a> {
         }
         let to = &mut free[..(k - at) / per_word * m];
         pack(to, m, per_word, |lane| &x[lane * k + at..(lane + 1) * k]);
-        Some(Self { m, k, per_word, columns, x: to })
+        Self { m, k, per_word, columns, x: to }
     }
 
     /// Weight rows of one task, for `n` in all: whole vectors, and tasks enough that every thread is busy to the end (with 96 rows, 1 % less
@@ -83,7 +78,7 @@ impl<'a> Few<'a> {
     /// `next.0` on are fetched last.
     pub fn product(&self, yt: &mut Buffer, w: Weights, n: Range<usize>, next: (Weights, usize)) -> usize {
         let (Weights::Bf16(w), Weights::Bf16(next_w)) = (w, next.0) else {
-            unreachable!("`new` saw the weights")
+            unreachable!("`fits` saw the weights")
         };
         let yt = yt.floats(n.len().next_multiple_of(16) * self.m);
         let w = &w[n.start * self.k..n.end * self.k];
@@ -92,7 +87,7 @@ impl<'a> Few<'a> {
         for (i, (rows, y)) in w.chunks(16 * self.k).zip(yt.chunks_mut(16 * self.m)).enumerate() {
             let next = if 16 * (i + 1) < n.len() { rows.as_ptr_range().end } else { next };
             let run = if self.per_word == 2 { x86::bf16 } else { x86::f32 };
-            // SAFETY: `new` found the instructions; `rows` are one to 16 rows of k, and `y` has room for 16 of m.
+            // SAFETY: `fits` found the instructions; `rows` are one to 16 rows of k, and `y` has room for 16 of m.
             unsafe { run(self, y, rows, next) };
         }
         let _ = (w, next);
@@ -159,11 +154,13 @@ mod x86 {
             /// they need not be there.
             #[target_feature(enable = $features)]
             pub unsafe fn $name(few: &Few, y: &mut [f32], w: &[bf16], next: *const bf16) {
+                // What -0 is added to stays as it is, its sign too.
+                let none = _mm512_set1_ps(-0.0);
                 // SAFETY: the caller's promise.
                 unsafe {
                     match few.m {
                         1 => {
-                            let mut sums = _mm512_set1_ps(-0.0);
+                            let mut sums = none;
                             for (i, column) in few.columns.iter().enumerate() {
                                 let next = few.columns.get(i + 1).map_or(next, |c| w[c.first..].as_ptr());
                                 sums = match column.parts {
@@ -174,13 +171,13 @@ mod x86 {
                             }
                             $rows::<1>([sums], few, y, w, next)
                         }
-                        2 => $rows::<2>([_mm512_set1_ps(-0.0); 2], few, y, w, next),
-                        3 => $rows::<3>([_mm512_set1_ps(-0.0); 3], few, y, w, next),
-                        4 => $rows::<4>([_mm512_set1_ps(-0.0); 4], few, y, w, next),
-                        5 => $rows::<5>([_mm512_set1_ps(-0.0); 5], few, y, w, next),
-                        6 => $rows::<6>([_mm512_set1_ps(-0.0); 6], few, y, w, next),
-                        7 => $rows::<7>([_mm512_set1_ps(-0.0); 7], few, y, w, next),
-                        _ => $rows::<8>([_mm512_set1_ps(-0.0); 8], few, y, w, next),
+                        2 => $rows::<2>([none; 2], few, y, w, next),
+                        3 => $rows::<3>([none; 3], few, y, w, next),
+                        4 => $rows::<4>([none; 4], few, y, w, next),
+                        5 => $rows::<5>([none; 5], few, y, w, next),
+                        6 => $rows::<6>([none; 6], few, y, w, next),
+                        7 => $rows::<7>([none; 7], few, y, w, next),
+                        _ => $rows::<8>([none; 8], few, y, w, next),
                     }
                 }
             }
