@@ -310,10 +310,10 @@ fn killed(kills: usize, items: usize, more: &[&str]) {
     let (out, expected) = (dir.path().join("out"), dir.path().join("expected"));
     let start = Instant::now();
     exits(&batch(&manifest, &expected, more), 0);
-    let whole = start.elapsed();
+    let mut whole = start.elapsed();
     let mut random = 12345u64;
-    let mut died = 0;
-    for kill in 0..kills {
+    let (mut died, mut tried) = (0, 0);
+    while died < kills {
         random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         // Long enough to get somewhere, short enough that many kills fall into the run's length.
         let share = (random >> 40) as f64 / (1u64 << 24) as f64;
@@ -323,17 +323,21 @@ fn killed(kills: usize, items: usize, more: &[&str]) {
         std::thread::sleep(moment);
         child.kill().unwrap();
         let status = child.wait().unwrap();
+        tried += 1;
+        assert!(status.signal() == Some(9) || status.code() == Some(0), "run {tried}: {status}");
         died += usize::from(status.signal() == Some(9));
-        assert!(status.signal() == Some(9) || status.code() == Some(0), "kill {kill}: {status}");
+        if tried > 2 * died {
+            // Too many ended by themselves: the machine may have been busy when the first run was timed.
+            whole = whole.mul_f64(0.9);
+        }
         let finished = out.join("results.jsonl").exists();
-        if finished && kill % 2 == 1 {
+        if finished && tried % 2 == 0 {
             std::fs::remove_dir_all(&out).unwrap();
         }
     }
     exits(&batch(&manifest, &out, more), 0);
     same_files(&out, &expected);
-    println!("{died} of {kills} kills hit a run of {whole:?}");
-    assert!(died > kills / 2, "only {died} of {kills} kills hit a run");
+    println!("{died} of {tried} runs were killed");
 }
 
 #[test]
@@ -408,16 +412,17 @@ fn a_disk_that_fails_at_any_write_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let manifest = write_manifest(dir.path(), 2);
     let expected = dir.path().join("expected");
-    let disk = Disk::default();
-    assert!(on_disk(&manifest, &expected, &disk).unwrap().complete);
-    let steps = disk.steps();
-    assert!(steps > 20, "{steps}");
-    for n in 0..steps {
+    assert!(on_disk(&manifest, &expected, &Disk::default()).unwrap().complete);
+    for n in 0.. {
         let fault = [Fault::Full, Fault::Io, Fault::Short][n as usize % 3];
         let out = dir.path().join(format!("out{n}"));
-        match on_disk(&manifest, &out, &Disk::failing(fault, n)) {
-            // The masks could not be written, but the results could: impossible, as everything after it fails too.
-            Ok(end) => panic!("step {n}: {end:?}"),
+        let disk = Disk::failing(fault, n);
+        match on_disk(&manifest, &out, &disk) {
+            // Threads that make the same folder at once take a step more, so how many there are is known at the end only.
+            Ok(end) => {
+                assert!(end.complete && disk.steps() <= n && n > 20, "step {n} of {}: {end:?}", disk.steps());
+                break;
+            }
             Err(Error::Io { source, .. }) => {
                 assert!(
                     [libc::ENOSPC, libc::EIO].contains(&source.raw_os_error().unwrap()),
@@ -470,7 +475,7 @@ fn workers_give_the_same_bytes() {
 fn a_fault_ends_its_worker_only() {
     let _driver = common::gpu::driver();
     let dir = tempfile::tempdir().unwrap();
-    let manifest = write_manifest(dir.path(), 10);
+    let manifest = write_manifest(dir.path(), 12);
     let (out, expected) = (dir.path().join("out"), dir.path().join("expected"));
     let sim = |out: &Path, fail: &str| {
         command(&manifest, out, &["--device", "sim", "--no-graph"])
@@ -479,11 +484,12 @@ fn a_fault_ends_its_worker_only() {
             .unwrap()
     };
     exits(&sim(&expected, ""), 0);
-    // Each process' context breaks after one or two runs: a run has at most 8 of the 10 pictures.
+    // Each process' context breaks in its second run, with what the first left of the 12 pictures, 4 or more: of those, tried alone, every
+    // second one fails again.
     exits(&sim(&out, FAULT), 3);
     let found = records(&out);
     assert!(found.iter().map(|r| r.index).is_sorted());
-    assert_eq!(found.len(), 12);
+    assert_eq!(found.len(), 15);
     let failed: Vec<_> = found
         .iter()
         .filter_map(|r| match &r.outcome {
@@ -491,7 +497,7 @@ fn a_fault_ends_its_worker_only() {
             _ => None,
         })
         .collect();
-    assert!((1..11).contains(&failed.len()), "{} of 12 failed", failed.len());
+    assert!((1..14).contains(&failed.len()), "{} of 15 failed", failed.len());
     for error in failed {
         assert!(error.message.contains("sim") && error.message.contains("2 times"), "{error:?}");
         assert_eq!(error.kind, mllmseg::batch::Kind::Transient);
@@ -509,5 +515,5 @@ fn a_fault_ends_its_worker_only() {
     exits(&batch(&manifest, &dir.path().join("none"), &["--device", "cuda:77"]), 1);
 }
 
-/// The launch at which a worker's context breaks: behind its first run.
-const FAULT: &str = "cuLaunchKernel:280=CUDA_ERROR_LAUNCH_FAILED";
+/// The launch at which a worker's context breaks: in the middle of its second run, each having about 145.
+const FAULT: &str = "cuLaunchKernel:215=CUDA_ERROR_LAUNCH_FAILED";

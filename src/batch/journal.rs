@@ -166,6 +166,17 @@ impl Known {
     }
 }
 
+/// Locks a journal. Its holder has a moment to let go: a process that was just killed, a child between fork and exec.
+fn lock(journal: &File) -> Result<(), TryLockError> {
+    for _ in 0..20 {
+        match journal.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(25)),
+            ended => return ended,
+        }
+    }
+    journal.try_lock()
+}
+
 /// The results of a run, open for appending. No other process has them open.
 pub struct Output<'d> {
     disk: &'d Disk,
@@ -194,7 +205,7 @@ impl<'d> Output<'d> {
             .truncate(false)
             .open(&path)
             .map_err(Error::io(&path, "open"))?;
-        match journal.try_lock() {
+        match lock(&journal) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(Error::usage(
