@@ -82,6 +82,7 @@ fn questions_are_answered_in_their_places() {
         (json!({"image": "gone.png", "question": "a"}), "gone.png"),
         (json!({"image": picture, "question": "<image> or <image>?"}), "`<image>`"),
         (json!({"image": picture, "question": "many ".repeat(20_000)}), "expected"),
+        (json!({"image": picture, "question": " \t"}), "nothing but spaces"),
     ];
     lines.extend(bad.iter().map(|(line, _)| line.clone()));
     write(&path("manifest.jsonl"), &lines);
@@ -149,10 +150,10 @@ fn questions_are_answered_in_their_places() {
     exits(&o, 3);
     let dry: Value = serde_json::from_slice(&o.stdout).unwrap();
     let asked: usize = scenes.iter().enumerate().map(|(i, s)| [1, s.chat.len(), 0][i % 3]).sum();
-    // The bad lines that are items with a question: a picture that is gone, two places for one picture, too long.
+    // The bad lines that are items with a question: a picture that is gone, two places for one picture, too long, blank.
     assert_eq!(
         (dry["questions"].as_u64(), dry["failing"].as_u64()),
-        (Some(asked as u64 + 3), Some(5)),
+        (Some(asked as u64 + 4), Some(6)),
         "{dry}"
     );
     assert!(dry["most_tokens"].as_u64().unwrap() > 64 && !path("dry").exists(), "{dry}");
@@ -223,4 +224,25 @@ fn a_checkpoint_for_chat_answers_questions() {
     let o = batch(&chat_only, &path("masks.jsonl"), &path("none"), &[]);
     exits(&o, 2);
     assert!(String::from_utf8_lossy(&o.stderr).contains("a checkpoint with a mask decoder"), "{o:?}");
+}
+
+/// Drawn answers: each question has random numbers of its own, which only its place in the manifest and the seed decide.
+#[test]
+fn drawn_answers_are_each_their_own() {
+    let (dir, scene) = (tempfile::tempdir().unwrap(), &scenes()[0]);
+    let path = |name: &str| dir.path().join(name);
+    let line = json!({"image": image(scene), "questions": ["Say something.", "Say something."]});
+    write(&path("manifest.jsonl"), &vec![line; 3]);
+    let drawn = |out: &str, more: &[&str]| {
+        let sampling = ["--temperature", "4", "--top-k", "0", "--max-new-tokens", "6"];
+        exits(&batch(&model(), &path("manifest.jsonl"), &path(out), &[&sampling, more].concat()), 0);
+        results(&path(out))
+    };
+    let one = drawn("one", &[]);
+    let tokens = |r: Record| if let Outcome::Text(said) = r.outcome { said.tokens } else { panic!("{r:?}") };
+    let different: std::collections::HashSet<Vec<u32>> =
+        records(&path("one")).into_iter().map(tokens).collect();
+    assert_eq!(different.len(), 6, "{different:?}");
+    assert_eq!(drawn("two", &["--device", "cpu,cpu"]), one);
+    assert_ne!(drawn("seed", &["--seed", "1"]), one);
 }

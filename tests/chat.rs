@@ -10,6 +10,7 @@ use mllmseg::chat::{Chat, Finish, Generation, Generator, Item, Options, Picture,
 use mllmseg::dump::{Data, Tokens, Value};
 use mllmseg::image::Rgb;
 use mllmseg::reference::inv_freq;
+use mllmseg::text::Question;
 
 fn open(cache_tokens: usize) -> Chat {
     Chat::open(&model(), Options { cache_tokens, ..Options::default() }).unwrap()
@@ -28,7 +29,12 @@ fn questions(scene: &common::demo::Scene) -> Vec<(String, String, Vec<u32>)> {
     scene.chat.iter().map(|c| (text(&c["question"]), text(&c["got"]), ids(&c["got_ids"]))).collect()
 }
 
-fn one(chat: &mut Chat, question: &str, pictures: Vec<Picture>, g: &Generation) -> Result<Reply> {
+fn one(
+    chat: &mut Chat,
+    question: impl Into<Question>,
+    pictures: Vec<Picture>,
+    g: &Generation,
+) -> Result<Reply> {
     let mut conversation = chat.conversation(None);
     chat.say(&mut conversation, question, pictures, g, &mut |_| true)
 }
@@ -37,7 +43,7 @@ fn items(chat: &Chat, n: usize, g: &Generation) -> Vec<Item> {
     let items = scenes().into_iter().flat_map(|scene| {
         let seen = chat.picture(&picture(&scene.image), 1).unwrap();
         let item = move |(question, ..): (String, String, Vec<u32>)| Item {
-            question,
+            question: question.into(),
             pictures: vec![seen.clone()],
             system: None,
             generation: g.clone(),
@@ -107,7 +113,7 @@ fn guessing_changes_nothing() {
         let pictures = item.pictures.clone();
         let a = one(&mut chat, &item.question, pictures.clone(), &plain).unwrap();
         let b = one(&mut chat, &item.question, pictures, &generation(64)).unwrap();
-        expect_same(&item.question, &a, &b);
+        expect_same(&item.question.to_string(), &a, &b);
         assert_eq!((a.guessed, a.steps), (0, a.tokens.len() - 1));
         assert_eq!(b.tokens.len() - 1, b.steps + b.accepted);
         (steps, fewer) = (steps + a.steps, fewer + b.steps);
@@ -127,7 +133,7 @@ fn what_is_reused_is_what_would_be_computed() {
     let mut turns = Vec::new();
     for (i, question) in questions.iter().enumerate() {
         let pictures = if i == 0 { vec![seen.clone()] } else { vec![] };
-        turns.push(chat.say(&mut conversation, question, pictures, &generation(20), &mut |_| true).unwrap());
+        turns.push(chat.say(&mut conversation, *question, pictures, &generation(20), &mut |_| true).unwrap());
     }
     assert_eq!(turns[0].cached_tokens, 0);
     for (before, turn) in turns.iter().zip(&turns[1..]) {
@@ -194,7 +200,12 @@ fn a_bad_item_fails_alone() {
     let mut chat = open(1024);
     let mut all = items(&chat, 3, &generation(24));
     all[1].question = "<image> and <image>".into();
-    let bad = Item { question: "x ".repeat(3000), pictures: vec![], system: None, generation: generation(1) };
+    let bad = Item {
+        question: "x ".repeat(3000).into(),
+        pictures: vec![],
+        system: None,
+        generation: generation(1),
+    };
     let sampling = Sampling { top_p: f32::NAN, ..Sampling::GREEDY };
     let nan = Item {
         question: "x".into(),
@@ -226,6 +237,33 @@ fn a_full_cache_says_so() {
     assert!(e.to_string().contains("fewer tokens than the K/V cache holds (256"), "{e}");
     drop(conversation);
     one(&mut chat, "Hello", vec![], &generation(4)).unwrap();
+    // Beside a conversation that has some of it, an answer has the rest.
+    let mut conversation = chat.conversation(None);
+    chat.say(&mut conversation, "Hello", vec![], &generation(4), &mut |_| true).unwrap();
+    let (_, held) = chat.pages();
+    let reply = one(&mut chat, &"Well, ".repeat(5), vec![], &long).unwrap();
+    assert_eq!((reply.finish, held), (Finish::CacheFull, 1));
+    assert_eq!((reply.prompt_tokens + reply.tokens.len()).div_ceil(64), 3);
+}
+
+/// A conversation goes on in another cache as if it had been there: nothing of the first one's is used.
+#[test]
+fn a_conversation_is_not_bound_to_its_cache() {
+    let (mut a, mut b) = (open(1024), open(256));
+    let say = |chat: &mut Chat, conversation: &mut _, text: &str| {
+        chat.say(conversation, text, vec![], &generation(8), &mut |_| true).unwrap()
+    };
+    let (mut moved, mut stayed) = (a.conversation(None), a.conversation(None));
+    let long = "How many squares are there? ".repeat(12);
+    say(&mut a, &mut moved, &long);
+    say(&mut a, &mut stayed, &long);
+    let expected = say(&mut a, &mut stayed, "Why?");
+    assert!(expected.prompt_tokens < 248, "{}", expected.prompt_tokens);
+    let found = say(&mut b, &mut moved, "Why?");
+    expect_same("in another cache", &expected, &found);
+    assert_eq!(found.cached_tokens, 0);
+    drop(moved);
+    assert_eq!(b.pages().1, 0);
 }
 
 #[test]
@@ -246,6 +284,20 @@ fn an_answer_can_be_ended_and_gone_on_from() {
     assert_eq!(conversation.turns().len(), 1);
     let next = chat.say(&mut conversation, "Go on", vec![], &generation(3), &mut |_| true).unwrap();
     assert!(next.cached_tokens > reply.prompt_tokens);
+    // One that was ended before it began was never asked.
+    let mut chat = open(4096);
+    let seen = chat.picture(&picture(&scenes()[0].image), 1).unwrap();
+    let mut conversation = chat.conversation(None);
+    let long = "How many? ".repeat(400);
+    let reply = chat.say(&mut conversation, &long, vec![seen], &endless, &mut |_| false).unwrap();
+    assert_eq!((reply.finish, reply.tokens.len(), reply.text.as_str()), (Finish::Cancelled, 0, ""));
+    assert!(reply.timings.first_token_ms.is_none() && conversation.turns().is_empty());
+    let found = chat.say(&mut conversation, "Hello", vec![], &generation(3), &mut |_| true).unwrap();
+    expect_same(
+        "as if nothing had been",
+        &one(&mut open(256), "Hello", vec![], &generation(3)).unwrap(),
+        &found,
+    );
 }
 
 /// A seed gives the same text whatever else is answered; another seed gives another.
@@ -267,6 +319,10 @@ fn a_seed_gives_its_text_in_any_company() {
     };
     assert_eq!(text(&mut chat, 7), text(&mut chat, 7));
     assert_ne!(text(&mut chat, 7), text(&mut chat, 8));
+    // Several answers of one seed have random numbers of their own.
+    let several: std::collections::HashSet<u64> =
+        (0..1000).flat_map(|n| [7, 8].map(|seed| sampled(seed).nth(n).seed)).collect();
+    assert!(several.len() == 2000 && sampled(7).nth(0) == sampled(7));
     let greedy = Sampling { temperature: 1.0, top_k: 1, ..Sampling::GREEDY };
     let (a, b) = (generation(24), Generation { sampling: greedy, ..generation(24) });
     let [a, b] = [a, b].map(|g| one(&mut chat, "Say something.", vec![], &g).unwrap().tokens);
@@ -341,7 +397,7 @@ fn pictures_stay_apart() {
     let two = "Image-1: <image>\nImage-2: <image>\nHow many squares are there?";
     let same = chat.say(&mut conversation, two, seen.clone(), &generation(8), &mut |_| true).unwrap();
     expect_same("as the list that is put before", &both, &same);
-    assert_eq!(conversation.turns()[0].0, two);
+    assert_eq!(conversation.turns()[0].0.to_string(), two);
     let swapped =
         one(&mut chat, "How many squares are there?", vec![seen[1].clone(), seen[0].clone()], &generation(8));
     assert!(swapped.unwrap().logits[0] != both.logits[0]);

@@ -282,3 +282,18 @@ fn a_step_waits_for_nothing_but_the_tokens_of_the_last() {
     let others: Vec<_> = made.keys().filter(|c| !allowed.contains(&c.as_str())).collect();
     assert!(others.is_empty(), "a step also calls {others:?}");
 }
+
+/// A cache that holds more tokens than one sequence may have.
+#[test]
+fn a_cache_of_many_sequences() {
+    let _driver = driver();
+    cuda::reset_simulator();
+    let options = Options { cache_tokens: 1 << 17, ..options() };
+    let mut g = Generator::new(tiny(), &options, Vec::new(), &mut |_, _| ()).unwrap();
+    let prompt = g.prompt(&[1, 2, 3], 2039, &[]).unwrap();
+    assert_eq!(finish(&mut g, prompt, generation(2)).tokens.len(), 2);
+    let long = g.prompt(&vec![1; 100_000], 2039, &[]).unwrap();
+    let e = g.submit(long, generation(2)).err().unwrap().to_string();
+    assert!(e.contains("fewer than 99968 tokens"), "{e}");
+    expect_clean(&report());
+}

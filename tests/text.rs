@@ -103,7 +103,7 @@ fn prompts_are_the_published_ones() {
                 let tiles =
                     v["ids"].as_array().unwrap().iter().filter(|id| **id == T.special().img_context).count()
                         / 256;
-                p.chat(&[], "Please describe the image shortly.", &[tiles]).unwrap()
+                p.chat(&[], &"Please describe the image shortly.".into(), &[tiles]).unwrap()
             }
         };
         let want: Vec<TokenId> = ids(&v["ids"]);
@@ -132,7 +132,7 @@ fn demo_prompts_are_the_references() {
         assert_eq!([p.prefix(), p.image(), joint.ids].concat(), ids(&s["prompt_ids"]), "{exprs:?}");
         for c in s["chat"].as_array().unwrap() {
             let question = c["question"].as_str().unwrap();
-            assert_eq!(p.chat(&[], question, &[1]).unwrap(), ids(&c["prompt_ids"]), "{question}");
+            assert_eq!(p.chat(&[], &question.into(), &[1]).unwrap(), ids(&c["prompt_ids"]), "{question}");
             assert_eq!(DEMO.decode(&ids(&c["got_ids"]), true), c["got"].as_str().unwrap());
         }
     }
@@ -233,9 +233,9 @@ fn plain_text_has_the_published_ids() {
 fn chat_turns_are_the_templates() {
     let p = prompts(UserText::Plain);
     let text = |history: &[(&str, &str)], question: &str, tiles: &[usize]| {
-        let history: Vec<_> = history.iter().map(|(q, a)| (q.to_string(), a.to_string())).collect();
+        let history: Vec<_> = history.iter().map(|(q, a)| (Question::new(q), a.to_string())).collect();
         let small = Prompts::new(&T, Some("Be brief."), 2, UserText::Plain).unwrap();
-        T.decode(&small.chat(&history, question, tiles).unwrap(), false)
+        T.decode(&small.chat(&history, &question.into(), tiles).unwrap(), false)
     };
     let head = "<s><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n";
     let tail = "<|im_end|>\n<|im_start|>assistant\n";
@@ -252,11 +252,19 @@ fn chat_turns_are_the_templates() {
         format!("{head}{one}\nWhat?{tail}A cat.<|im_end|>\n<|im_start|>user\nSure?{tail}")
     );
     // Special text in what the user or the model wrote stays text: the whole differs from the same string parsed.
-    let ids = p.chat(&[("<|im_end|>".into(), "[SEG]".into())], "<IMG_CONTEXT>", &[]).unwrap();
+    let ids = p.chat(&[("<|im_end|>".into(), "[SEG]".into())], &"<IMG_CONTEXT>".into(), &[]).unwrap();
     assert_eq!(ids.iter().filter(|id| **id == T.special().im_end).count(), 4);
     assert!(!ids.contains(&T.special().seg.unwrap()) && !ids.contains(&T.special().img_context));
     // No special text: the same ids as the whole string, tokenized as published.
-    let ids = p.chat(&[("How many?".into(), "Two.".into())], "Where?", &[1]).unwrap();
+    let ids = p.chat(&[("How many?".into(), "Two.".into())], &"Where?".into(), &[1]).unwrap();
+    assert_eq!(T.encode_parsed(&T.decode(&ids, false)).unwrap(), ids);
+    // A template's `<ref>` is the model's, one in the text that it is about is text.
+    let about = |text: &str| p.chat(&[], &Question::about("Where is <ref>{}</ref>?", text), &[1]).unwrap();
+    let of = |name| T.token(name).unwrap();
+    let count = |ids: &[TokenId], name| ids.iter().filter(|id| **id == of(name)).count();
+    let ids = about("the <ref> of <image>");
+    assert_eq!([count(&ids, "<ref>"), count(&ids, "</ref>"), count(&ids, "<img>")], [1; 3]);
+    let ids = about("the cat");
     assert_eq!(T.encode_parsed(&T.decode(&ids, false)).unwrap(), ids);
 }
 

@@ -154,8 +154,8 @@ fn sequences_have_limits() {
     assert_eq!(many.slots.len(), 500);
 
     let chat = |history: &[(&str, &str)], question: &str, tiles: &[usize]| {
-        let history: Vec<_> = history.iter().map(|(q, a)| (q.to_string(), a.to_string())).collect();
-        P.chat(&history, question, tiles)
+        let history: Vec<_> = history.iter().map(|(q, a)| (Question::new(q), a.to_string())).collect();
+        P.chat(&history, &question.into(), tiles)
     };
     for (question, tiles) in
         [("two <image> <image>", &[1][..]), ("one <image>", &[]), ("none", &[1, 1]), ("<image>", &[1, 2])]
@@ -390,7 +390,7 @@ fn a_small_model_works() {
     // Without [SEG] there is chat but no segmentation.
     let t = open_added(&ADDED.replace(r#", "[SEG]": 13"#, "")).unwrap();
     let p = Prompts::new(&t, Some("a"), 4, UserText::Plain).unwrap();
-    assert!(p.chat(&[], "ab", &[1]).is_ok());
+    assert!(p.chat(&[], &"ab".into(), &[1]).is_ok());
     let e = p.joint(&["ab"]).unwrap_err().to_string();
     assert!(e.contains("[SEG]"), "{e}");
 }

@@ -6,7 +6,7 @@ use crate::chat::{self, Chat};
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Options, Prepared, Preprocessor};
 use crate::image::{Rgb, grid, tiles};
-use crate::text::{Prompts, Tokenizer};
+use crate::text::{Prompts, Question, Tokenizer};
 use crate::{Engine, Error, Result};
 use std::sync::Arc;
 
@@ -170,7 +170,7 @@ impl Host {
         let prompts = Prompts::new(&self.tokenizer, system, c.image_tokens(), self.options.user_text)?;
         let (mut most, mut failure) = (0, None);
         for question in texts {
-            match chat::place_pictures(question, 1).and_then(|q| prompts.chat(&[], &q, &[tiles])) {
+            match Question::new(question).showing(1).and_then(|q| prompts.chat(&[], &q, &[tiles])) {
                 Ok(ids) => most = most.max(ids.len()),
                 Err(e) => _ = failure.get_or_insert(Failure::from(&e)),
             }

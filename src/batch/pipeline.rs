@@ -373,6 +373,10 @@ fn alone(stage: impl FnOnce()) {
 fn load(item: &mut Item, limits: &Limits) -> (Result<Vec<u8>, Failure>, u64) {
     let bytes = match &mut item.picture {
         Picture::Bytes { bytes, .. } => Ok(std::mem::take(bytes)),
+        // Nobody may ever write into a pipe of that name.
+        Picture::Path { path, name } if path.metadata().is_ok_and(|m| !m.is_file() && !m.is_dir()) => {
+            Err(Failure::permanent(format!("{name}: expected a picture file, found a pipe or a device")))
+        }
         Picture::Path { path, .. } => image::read_bytes(path, limits).map_err(|e| Failure::from(&e)),
         Picture::Bad(failure) => Err(failure.clone()),
     };
@@ -554,10 +558,13 @@ fn answer(
         for (text, question) in job.item.texts.iter().enumerate() {
             places.push((job, text));
             items.push(chat::Item {
-                question: question.clone(),
+                question: question.into(),
                 pictures: vec![picture.clone()],
                 system: system.clone(),
-                generation: generation.clone(),
+                generation: Generation {
+                    sampling: generation.sampling.nth((job.item.index << 20) + text as u64),
+                    ..generation.clone()
+                },
             });
         }
     }
@@ -583,7 +590,7 @@ fn encode(shared: &Shared, from: &Receiver<Piece>, done: &Sender<(Arc<Job>, Ende
             let Piece { job, text, answer, _hold } = piece;
             let outcome = match answer {
                 Ok(Said::Mask(answer)) => mask(shared, job.item.index, text, &answer)
-                    .map_or_else(|e| Outcome::Failed { error: Failure::from(&e) }, Outcome::Mask),
+                    .map_or_else(|e| Outcome::Failed { error: unwritten(&e) }, Outcome::Mask),
                 Ok(Said::Text(reply)) => Outcome::Text(reply.into()),
                 Err(error) => Outcome::Failed { error },
             };
@@ -599,7 +606,7 @@ fn encode(shared: &Shared, from: &Receiver<Piece>, done: &Sender<(Arc<Job>, Ende
                 && let Err(e) = overlay(shared, &job.item, picture, &all)
             {
                 // The answers are there, but not all that was asked for.
-                let failure = Failure::from(&e);
+                let failure = unwritten(&e);
                 all.iter_mut().for_each(|o| *o = Outcome::Failed { error: failure.clone() });
             }
             let ended = job.ended(all);
@@ -609,6 +616,11 @@ fn encode(shared: &Shared, from: &Receiver<Piece>, done: &Sender<(Arc<Job>, Ende
             let _ = done.send(ended);
         }
     }
+}
+
+/// Why a file is missing: where it could not be written that is no fault of the item.
+fn unwritten(e: &Error) -> Failure {
+    if matches!(e, Error::Io { .. }) { Failure::transient(e.to_string()) } else { Failure::from(e) }
 }
 
 /// One mask as it is written, and its file.

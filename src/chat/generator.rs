@@ -52,6 +52,8 @@ struct Sequence {
     since: Instant,
     first: Option<Instant>,
     finish: Option<Finish>,
+    /// Whether the reply has its pages.
+    keep: bool,
     reply: Reply,
 }
 
@@ -130,6 +132,8 @@ pub struct Generator {
     running: [Option<Sequence>; SEQUENCES],
     /// Of the sequences in it, each has one row.
     ahead: Option<Step>,
+    /// What a step that failed had brought.
+    unsent: Vec<Event>,
     next: u64,
 }
 
@@ -158,6 +162,7 @@ impl Generator {
             cancelled: Vec::new(),
             running: Default::default(),
             ahead: None,
+            unsent: Vec::new(),
             next: 0,
         })
     }
@@ -204,21 +209,27 @@ impl Generator {
             }
         }
         let tiles = tiles.into_iter().cloned().zip(places.into_iter().step_by(per_tile.max(1))).collect();
-        Ok(Prompt { cells, tiles, history: None })
+        Ok(Prompt { cells, tiles, history: None, keep: false })
     }
 
     /// Puts a prompt behind those that wait.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a sampling that makes no distribution; [`Error::Shape`] for a prompt that is longer than the cache.
+    /// [`Error::Usage`] for a sampling that makes no distribution; [`Error::Shape`] for a prompt that is longer than the cache, or than a
+    /// sequence may be.
     pub fn submit(&mut self, prompt: Prompt, generation: Generation) -> Result<Id> {
         generation.sampling.check()?;
         if generation.max_new_tokens == 0 {
             return Err(Error::usage("max-new-tokens", "1 or more", "0"));
         }
-        let (room, needs) = (self.pages.count().0 * PAGE, prompt.cells.len());
-        if needs >= room {
-            let expected = format!("fewer tokens than the K/V cache holds ({room}: --cache-tokens)");
+        let (cache, most) = (self.pages.count().0 * PAGE, self.runner.most_tokens());
+        let needs = prompt.cells.len();
+        if needs >= most {
+            let expected = if most < cache {
+                format!("fewer than {most} tokens")
+            } else {
+                format!("fewer tokens than the K/V cache holds ({cache}: --cache-tokens)")
+            };
             return Err(Error::shape("prompt", expected, needs.to_string()));
         }
         self.next += 1;
@@ -237,11 +248,12 @@ impl Generator {
         }
     }
 
-    /// Forgets all sequences.
-    pub fn clear(&mut self) {
+    /// Forgets all sequences; what the last step brought, if it failed.
+    pub fn clear(&mut self) -> Vec<Event> {
         self.waiting.clear();
         self.cancelled.clear();
         self.leave_all();
+        std::mem::take(&mut self.unsent)
     }
 
     fn leave_all(&mut self) {
@@ -252,12 +264,15 @@ impl Generator {
     /// tokens, on a device that queues those of the step before.
     ///
     /// # Errors
-    /// Those of the device; the sequences in places are lost.
+    /// Those of the device; the sequences in places are lost, but for those that had ended: the next step, or [`clear`](Self::clear), brings
+    /// them.
     pub fn step(&mut self) -> Result<Vec<Event>> {
-        let mut events = Vec::new();
+        let mut events = std::mem::take(&mut self.unsent);
         let done = self.advance(&mut events);
         if done.is_err() {
+            self.leave(&mut events);
             self.leave_all();
+            self.unsent = std::mem::take(&mut events);
         }
         done.map(|()| events)
     }
@@ -290,14 +305,14 @@ impl Generator {
         for place in &mut self.running {
             let Some(finish) = place.as_ref().and_then(|s| s.finish) else { continue };
             let mut s = place.take().expect("it is there");
-            let now = Instant::now();
-            let first = s.first.unwrap_or(now);
             s.reply.finish = finish;
-            s.reply.timings.first_token_ms = ms(first - s.since);
-            s.reply.timings.decode_ms = ms(now - first);
-            s.held.truncate(s.done.div_ceil(PAGE));
-            s.cells.truncate(s.done);
-            s.reply.history = Some(History { cells: s.cells, held: s.held, rotation: s.rotation });
+            s.reply.timings.first_token_ms = s.first.map(|first| ms(first - s.since));
+            s.reply.timings.decode_ms = s.first.map_or(0.0, |first| ms(first.elapsed()));
+            if s.keep {
+                s.held.truncate(s.done.div_ceil(PAGE));
+                s.cells.truncate(s.done);
+                s.reply.history = Some(History { cells: s.cells, held: s.held, rotation: s.rotation });
+            }
             events.push(Event::Done(s.id, Box::new(s.reply)));
         }
     }
@@ -309,9 +324,10 @@ impl Generator {
                 self.waiting.push_front(waiting);
                 break;
             };
-            match self.reserve(waiting) {
+            let alone = self.running.iter().all(Option::is_none);
+            match self.reserve(waiting, alone) {
                 Ok(sequence) => self.enter(place, sequence)?,
-                Err(waiting) if self.running.iter().all(Option::is_none) => {
+                Err(waiting) if alone => {
                     let (all, held) = self.pages.count();
                     let expected = format!(
                         "room in the K/V cache for {} tokens (--cache-tokens; conversations hold {} of {})",
@@ -331,8 +347,9 @@ impl Generator {
         Ok(())
     }
 
-    /// The sequence with all the pages that it may need: those that hold its beginning, and free ones.
-    fn reserve(&mut self, mut waiting: Waiting) -> std::result::Result<Sequence, Box<Waiting>> {
+    /// The sequence with all the pages that it may need: those that hold its beginning, and free ones; for one that is `alone`, as nothing will
+    /// become free, those that there are.
+    fn reserve(&mut self, mut waiting: Waiting, alone: bool) -> std::result::Result<Sequence, Box<Waiting>> {
         let cells = &waiting.prompt.cells;
         let (len, rotation) = (cells.len(), self.runner.rotation(cells.len()));
         let keys = keys(cells, rotation);
@@ -340,7 +357,8 @@ impl Generator {
         let mut held = self.pages.find(&keys[..(len - 1) / PAGE]);
         let mut done = held.numbers().len() * PAGE;
         // Of an earlier turn's pages those are kept that hold more of this prompt than was found, and no others.
-        let history = waiting.prompt.history.take().filter(|h| h.rotation == rotation).and_then(|mut h| {
+        let of_here = |h: &History| h.rotation == rotation && self.pages.owns(&h.held);
+        let history = waiting.prompt.history.take().filter(of_here).and_then(|mut h| {
             let mut same = cells[..len - 1].iter().zip(&h.cells).take_while(|(a, b)| a == b).count();
             if same % PAGE > 0 && !self.pages.is_own(h.held.numbers()[same / PAGE]) {
                 same -= same % PAGE;
@@ -353,12 +371,17 @@ impl Generator {
             done = h.cells.len();
         }
         let kept = history.as_ref().map_or(held.numbers(), |h| h.held.numbers()).len();
-        let limit = waiting.generation.max_new_tokens.min(self.pages.count().0 * PAGE - len);
+        let mut limit = waiting.generation.max_new_tokens.min(self.runner.most_tokens() - len);
+        if alone {
+            let (all, held) = self.pages.count();
+            // One token at least: if there is no room for it, that is said.
+            limit = limit.min(((all - held + kept) * PAGE).saturating_sub(len).max(1));
+        }
         let Some(free) = self.pages.take((len + limit).div_ceil(PAGE) - kept) else {
             waiting.prompt.history = history;
             return Err(Box::new(waiting));
         };
-        let Waiting { id, prompt: Prompt { cells, tiles, .. }, generation, since } = waiting;
+        let Waiting { id, prompt: Prompt { cells, tiles, keep, .. }, generation, since } = waiting;
         if let Some(history) = history {
             held = history.held;
         }
@@ -379,6 +402,7 @@ impl Generator {
             since,
             first: None,
             finish: None,
+            keep,
             reply,
         })
     }
@@ -482,8 +506,8 @@ impl Generator {
             let unread = unread(s);
             let n = if unread { 0 } else { s.guesses(share, 0, max) };
             let guesses = if n > 0 {
-                let text: Vec<Option<u32>> = s.cells.iter().map(Cell::text).collect();
-                lookup::guess(&self.template, &text, n)
+                let last = &s.cells[s.cells.len().saturating_sub(lookup::WINDOW)..];
+                lookup::guess(&self.template, &last.iter().map(Cell::text).collect::<Vec<_>>(), n)
             } else {
                 Vec::new()
             };

@@ -4,13 +4,12 @@
 
 /// Longest and shortest run of last tokens that is looked up.
 const NGRAM: std::ops::RangeInclusive<usize> = 2..=4;
-/// Tokens that are searched, counted from the end.
-const WINDOW: usize = 4096;
+/// Tokens that are worth searching, counted from the end.
+pub const WINDOW: usize = 4096;
 
 /// Up to `n` tokens that may follow `tokens`: those behind the latest earlier place of the longest run of last tokens; where there is none,
 /// what is left of the run of `template` that the last token begins. Tokens that are `None` (places of pictures) match nothing.
 pub fn guess(template: &[Vec<u32>], tokens: &[Option<u32>], n: usize) -> Vec<u32> {
-    let tokens = &tokens[tokens.len().saturating_sub(WINDOW)..];
     for len in NGRAM.rev().filter(|&len| len < tokens.len()) {
         let (before, last) = (&tokens[..tokens.len() - 1], &tokens[tokens.len() - len..]);
         if last.contains(&None) {

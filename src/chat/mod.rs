@@ -32,7 +32,7 @@ use crate::checkpoint::{Checkpoint, config::Config};
 use crate::device::Choice;
 use crate::image::{Rgb, tiles};
 use crate::reference::Precision;
-use crate::text::{Prompts, TokenId, Tokenizer, UserText};
+use crate::text::{Prompts, Question, TokenId, Tokenizer, UserText, is_python_space, strip};
 use crate::{Error, Result};
 pub use generator::Generator;
 pub use pages::Cell;
@@ -77,27 +77,27 @@ impl Default for Options {
 /// Turns of questions and answers.
 pub struct Conversation {
     system: Option<String>,
-    turns: Vec<(String, String)>,
+    turns: Vec<(Question, String)>,
     pictures: Vec<Picture>,
     history: Option<History>,
 }
 
 impl Conversation {
     /// Questions, as they stand in the prompt, and answers.
-    pub fn turns(&self) -> &[(String, String)] {
+    pub fn turns(&self) -> &[(Question, String)] {
         &self.turns
     }
 
     /// Puts these turns, and the pictures of their `<image>`s, in place of what was said.
-    pub fn restore(&mut self, turns: Vec<(String, String)>, pictures: Vec<Picture>) {
+    pub fn restore(&mut self, turns: Vec<(Question, String)>, pictures: Vec<Picture>) {
         (self.turns, self.pictures, self.history) = (turns, pictures, None);
     }
 }
 
 /// A question on its own.
 pub struct Item {
-    /// The question; `<image>` in it is where a picture stands, if not at its beginning.
-    pub question: String,
+    /// The question; a text's `<image>` is where a picture stands, if not at its beginning.
+    pub question: Question,
     /// Its pictures, in order.
     pub pictures: Vec<Picture>,
     /// Instead of the checkpoint's system message.
@@ -172,30 +172,35 @@ impl Chat {
     }
 
     /// One more turn: the answer to `question` about `pictures` (and those of earlier turns). `on_text` is called after every step with
-    /// the text that became certain, which may be empty; when it returns false the answer ends there. On an error the conversation is as it was.
+    /// the text that became certain, which may be empty; when it returns false the answer ends there. On an error, and if the answer ended
+    /// before its first token, the conversation is as it was.
     ///
     /// # Errors
     /// [`Error::Text`] for a question that cannot be asked; [`Error::Shape`] for one that the cache has no room for.
     pub fn say(
         &mut self,
         conversation: &mut Conversation,
-        question: &str,
+        question: impl Into<Question>,
         pictures: Vec<Picture>,
         generation: &Generation,
         on_text: &mut dyn FnMut(&str) -> bool,
     ) -> Result<Reply> {
-        let question = place_pictures(question, pictures.len())?;
+        let question = question.into().showing(pictures.len())?;
         let before = conversation.pictures.len();
         conversation.pictures.extend(pictures);
         let reply = self.prompt(conversation, &question).and_then(|mut prompt| {
-            prompt.history = conversation.history.take();
+            (prompt.history, prompt.keep) = (conversation.history.take(), true);
             let id = self.submit(prompt, generation.clone())?;
             self.stream(id, on_text)
         });
         match reply {
             Ok(mut reply) => {
                 conversation.history = reply.history.take();
-                conversation.turns.push((question, reply.text.clone()));
+                if reply.tokens.is_empty() {
+                    conversation.pictures.truncate(before);
+                } else {
+                    conversation.turns.push((question, reply.text.clone()));
+                }
                 Ok(reply)
             }
             Err(e) => {
@@ -208,7 +213,7 @@ impl Chat {
     /// Steps until `id` is answered.
     fn stream(&mut self, id: Id, on_text: &mut dyn FnMut(&str) -> bool) -> Result<Reply> {
         let tokenizer = Arc::clone(&self.tokenizer);
-        let mut decoder = tokenizer.decoder(true);
+        let (mut decoder, mut strip) = (tokenizer.decoder(true), Strip::default());
         loop {
             let (mut text, mut done) = (String::new(), None);
             for event in self.generator.step()? {
@@ -218,14 +223,14 @@ impl Chat {
                     }
                     Event::Done(i, mut reply) if i == id => {
                         text.push_str(&decoder.finish());
-                        reply.text = tokenizer.decode(&reply.tokens, true);
+                        reply.text = self.text(&reply.tokens);
                         done = Some(*reply);
                     }
                     Event::Failed(i, e) if i == id => return Err(e),
                     _ => {}
                 }
             }
-            let go_on = on_text(&text);
+            let go_on = on_text(&strip.push(&text));
             match done {
                 Some(reply) => return Ok(reply),
                 None if !go_on => self.generator.cancel(id),
@@ -245,7 +250,7 @@ impl Chat {
         let ids: Vec<Result<Id>> = items
             .into_iter()
             .map(|item| {
-                let question = place_pictures(&item.question, item.pictures.len())?;
+                let question = item.question.showing(item.pictures.len())?;
                 let mut conversation = self.conversation(item.system);
                 conversation.pictures = item.pictures;
                 let prompt = self.prompt(&conversation, &question)?;
@@ -253,33 +258,33 @@ impl Chat {
             })
             .collect();
         let expected = ids.iter().flatten().count();
-        let mut broken = String::new();
-        while replies.len() < expected {
-            let stepped = self.generator.step();
+        let mut broken = None;
+        while replies.len() < expected && broken.is_none() {
+            let events = self.generator.step().unwrap_or_else(|e| {
+                broken = Some(e.to_string());
+                self.generator.clear()
+            });
             step();
-            match stepped {
-                Ok(events) => replies.extend(events.into_iter().filter_map(|e| match e {
-                    Event::Done(id, mut reply) => {
-                        reply.text = self.tokenizer.decode(&reply.tokens, true);
-                        reply.history = None; // its pages are free
-                        Some((id, Ok(*reply)))
-                    }
-                    Event::Failed(id, e) => Some((id, Err(e))),
-                    Event::Tokens(..) => None,
-                })),
-                Err(e) => {
-                    self.generator.clear();
-                    broken = e.to_string();
-                    break;
+            replies.extend(events.into_iter().filter_map(|e| match e {
+                Event::Done(id, mut reply) => {
+                    reply.text = self.text(&reply.tokens);
+                    Some((id, Ok(*reply)))
                 }
-            }
+                Event::Failed(id, e) => Some((id, Err(e))),
+                Event::Tokens(..) => None,
+            }));
         }
         let lost = || Error::Device {
             device: "of the chat".into(),
             expected: "one that works to the end".into(),
-            found: broken.clone(),
+            found: broken.clone().unwrap_or_default(),
         };
         ids.into_iter().map(|id| replies.remove(&id?).unwrap_or_else(|| Err(lost()))).collect()
+    }
+
+    /// An answer's text: without special tokens and the spaces around it, as the published `chat` returns it and keeps it in its history.
+    fn text(&self, tokens: &[TokenId]) -> String {
+        strip(&self.tokenizer.decode(tokens, true)).into()
     }
 
     fn submit(&mut self, prompt: Prompt, mut generation: Generation) -> Result<Id> {
@@ -288,8 +293,8 @@ impl Chat {
         self.generator.submit(prompt, generation)
     }
 
-    /// The prompt of one more `question`, in which `<image>` stands for each new picture.
-    fn prompt(&self, conversation: &Conversation, question: &str) -> Result<Prompt> {
+    /// The prompt of one more `question`, which has a place for each new picture.
+    fn prompt(&self, conversation: &Conversation, question: &Question) -> Result<Prompt> {
         let c = self.config();
         let system = conversation.system.as_deref().or(c.system_message.as_deref());
         let prompts = Prompts::new(&self.tokenizer, system, c.image_tokens(), self.user_text)?;
@@ -309,23 +314,38 @@ fn template(tokenizer: &Tokenizer) -> Result<Vec<Vec<TokenId>>> {
     Ok(runs)
 }
 
-/// `question` with a place for each of `pictures` new pictures: as it has them, or before it.
-pub(crate) fn place_pictures(question: &str, pictures: usize) -> Result<String> {
-    let marks = question.matches("<image>").count();
-    match (marks, pictures) {
-        (0, 1) => Ok(format!("<image>\n{question}")),
-        (0, n) => {
-            let list: String = (1..=n).map(|i| format!("Image-{i}: <image>\n")).collect();
-            Ok(list + question)
+/// [`strip`] of a text that comes in parts: spaces wait until something follows them.
+#[derive(Default)]
+struct Strip {
+    begun: bool,
+    held: String,
+}
+
+impl Strip {
+    /// What became certain with these parts.
+    fn push(&mut self, text: &str) -> String {
+        let mut all = std::mem::take(&mut self.held) + text;
+        if !self.begun {
+            all = all.trim_start_matches(is_python_space).into();
         }
-        (m, n) if m == n => Ok(question.into()),
-        (m, n) => Err(Error::Text {
-            what: "question".into(),
-            expected: match n {
-                0 => "no `<image>`, as there is no new picture".into(),
-                n => format!("{n} times `<image>`, one a picture, or none"),
-            },
-            found: m.to_string(),
-        }),
+        self.held = all.split_off(all.trim_end_matches(is_python_space).len());
+        self.begun |= !all.is_empty();
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_stripped_as_the_whole() {
+        for parts in
+            [&[" \n", " a ", "", " b", "\n", "c\u{1f}", " "][..], &["", " ", "\t"], &["x"], &[" x ", "y "]]
+        {
+            let mut strip = Strip::default();
+            let found: String = parts.iter().map(|part| strip.push(part)).collect();
+            assert_eq!(found, super::strip(&parts.concat()));
+        }
     }
 }

@@ -113,6 +113,11 @@ impl Pages {
         page.holders == 1 && page.key.is_none()
     }
 
+    /// Whether they are pages of this cache.
+    pub fn owns(&self, held: &Held) -> bool {
+        Arc::ptr_eq(&held.released, &self.released)
+    }
+
     fn hold(&self, pages: Vec<u32>) -> Held {
         Held { pages, released: Arc::clone(&self.released) }
     }

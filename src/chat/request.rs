@@ -55,8 +55,16 @@ impl Sampling {
     pub const GREEDY: Self =
         Self { temperature: 0.0, top_p: 1.0, top_k: 0, repetition_penalty: 1.0, seed: 0 };
 
+    /// For the `n`-th of several answers: other random numbers than the others have, and the same ones every time. The first has the seed itself.
+    pub fn nth(self, n: u64) -> Self {
+        // The mixing step of SplitMix64, which 0 stands still under.
+        let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Self { seed: self.seed ^ n ^ (n >> 31), ..self }
+    }
+
     /// An error for a value that makes no distribution.
-    pub(super) fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
         let fail =
             |what: &str, expected: &str, found: f32| Err(Error::usage(what, expected, found.to_string()));
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
@@ -111,7 +119,9 @@ pub struct Prompt {
     pub(super) cells: Vec<Cell>,
     /// Each tile and the position of its first token.
     pub(super) tiles: Vec<(Tile, usize)>,
+    /// What an earlier turn left; and whether this one leaves something.
     pub(super) history: Option<History>,
+    pub(super) keep: bool,
 }
 
 /// What an earlier turn left in the cache.
@@ -139,9 +149,9 @@ pub enum Finish {
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 #[allow(missing_docs)]
 pub struct Timings {
-    /// Until the first token, from when the question was put.
-    pub first_token_ms: f64,
-    /// Of that, the vision tower.
+    /// Until the first token, from when the question was put; `None` if there is none.
+    pub first_token_ms: Option<f64>,
+    /// Of the time before it, the vision tower.
     pub vision_ms: f64,
     /// From the first token to the last.
     pub decode_ms: f64,

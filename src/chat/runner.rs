@@ -7,6 +7,7 @@ use crate::device::{self, Device, Fetch};
 use crate::image::{Rgb, normalize};
 use crate::models::chat::{Buffers, Model, PROMPT_ROW, PROMPT_ROWS, SEQUENCES, prompt, step, vision};
 use crate::models::mllmseg::States;
+use crate::ops::PAGE;
 use crate::plan::Plan;
 use crate::reference::{SAMPLE_DRAWS, SAMPLE_KNOBS, inv_freq};
 use crate::text::TokenId;
@@ -117,6 +118,11 @@ impl Runner {
     /// Whether a step is queued while the one before runs.
     pub fn queues(&self) -> bool {
         self.device.queues()
+    }
+
+    /// Tokens of one sequence, at most.
+    pub fn most_tokens(&self) -> usize {
+        self.buffers.rows.pages.shape[1] * PAGE
     }
 
     /// Lists the pages of the sequence in a place.

@@ -3,19 +3,20 @@
 use super::chat::Generate;
 use super::{Compute, make_dir, report};
 use mllmseg::chat::coordinates::{Pixels, Place, places};
-use mllmseg::chat::{Chat, Item};
+use mllmseg::chat::{Chat, Finish, Item, Reply};
 use mllmseg::checkpoint::Checkpoint;
 use mllmseg::image::{self, Limits, Mask, Rgb, overlay, read, write_file};
+use mllmseg::text::{Question, shown, strip};
 use mllmseg::{Engine, Error, Prompting, Result};
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Find boxes and points by expression
 ///
 /// By the answer's text: the model is asked for coordinates and writes [[x1, y1, x2, y2]] or [[x, y]] in thousandths of the picture. By
-/// the mask, with a checkpoint that has a mask decoder: the box around it. Prints each expression's places in pixels and draws them over the
-/// picture. An answer that is no list of places is an error that shows it.
+/// the mask, with a checkpoint that has a mask decoder: the box around it. Prints each expression's places in pixels, boxes as [x, y, width,
+/// height] (COCO's order) and points as [x, y], and draws them over the picture. An answer that is no list of places is an error that shows it.
 ///
 /// Example: mllmseg locate --model DIR --image cats.jpg --expr "the left cat"
 #[derive(clap::Args)]
@@ -32,9 +33,10 @@ pub struct Args {
     /// How [default: by the mask where the checkpoint has a mask decoder, else by the text]
     #[arg(long, value_enum)]
     by: Option<By>,
-    /// The question of the text route; {} stands for the expression
-    #[arg(long, value_name = "TEXT", default_value = QUESTION)]
-    question: String,
+    /// The question of the text route: {} stands for the expression, <ref> and <box> are the model's tokens [default: the one that InternVL2.5
+    /// was trained with]
+    #[arg(long, value_name = "TEXT")]
+    question: Option<String>,
     /// Most tiles that the text route cuts the picture into, the thumbnail not counted [default: the checkpoint's max_dynamic_patch]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=12))]
     max_tiles: Option<u16>,
@@ -66,10 +68,16 @@ enum By {
     Mask,
 }
 
-/// The places of one expression, in pixels; `answer` is the model's text, if it wrote one.
+impl By {
+    fn name(self) -> &'static str {
+        if self == By::Text { "text" } else { "mask" }
+    }
+}
+
+/// The places of one expression, in pixels, and what the model wrote, if it was asked to.
 struct Found {
     places: Result<Vec<Pixels>>,
-    answer: Option<String>,
+    reply: Option<Reply>,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
@@ -79,11 +87,22 @@ pub fn run(args: Args) -> Result<ExitCode> {
         None if Checkpoint::open(&args.model)?.has_mask_decoder() => By::Mask,
         None => By::Text,
     };
+    let texts = args.question.as_ref().map(|_| "--question");
+    let texts = texts.or(args.max_tiles.map(|_| "--max-tiles")).or(args.generate.given());
+    let masks = args.compute.log_nodes.as_ref().map(|_| "--log-nodes");
+    let masks = masks.or((!args.compute.without.is_empty()).then_some("--without"));
+    if let Some(option) = if by == By::Text { masks } else { texts } {
+        let expected = format!("no such option when it is located by the {}", by.name());
+        return Err(Error::usage(option, expected, "it"));
+    }
+    if args.question.as_ref().is_some_and(|q| !q.contains("{}")) {
+        return Err(Error::usage("--question", "{} where the expression stands", "none"));
+    }
+    make_dir(&args.out)?;
     let found = match by {
         By::Text => by_text(&args, args.compute.on.chat(&args.model, args.generate.cache_tokens)?, &picture)?,
         By::Mask => by_mask(&args, args.compute.open(&args.model)?, &picture)?,
     };
-    make_dir(&args.out)?;
     let mut code = ExitCode::SUCCESS;
     for (k, (expr, found)) in args.expr.iter().zip(found).enumerate() {
         if let Err(e) = tell(&args, &picture, k, expr, found, by) {
@@ -97,24 +116,51 @@ pub fn run(args: Args) -> Result<ExitCode> {
 fn by_text(args: &Args, mut chat: Chat, picture: &Rgb) -> Result<Vec<Found>> {
     let max = args.max_tiles.map_or(chat.max_tiles(), usize::from);
     let seen = chat.picture(picture, max)?;
+    let template = args.question.as_deref().unwrap_or(QUESTION);
     let item = |expr: &String| Item {
-        question: args.question.replace("{}", expr),
+        question: Question::about(template, expr),
         pictures: vec![seen.clone()],
         system: None,
         generation: args.generate.generation(),
     };
     let (w, h) = (picture.width, picture.height);
-    let replies = chat.answer(args.expr.iter().map(item).collect());
-    Ok(replies
-        .into_iter()
-        .map(|reply| match reply {
+    let asked = |expr: &&String| !strip(expr).is_empty();
+    let mut replies = chat.answer(args.expr.iter().filter(asked).map(item).collect()).into_iter();
+    let found = |expr: &String| {
+        let reply = asked(&expr).then(|| replies.next()).flatten().unwrap_or_else(|| {
+            Err(Error::Text {
+                what: format!("expression `{}`", shown(expr)),
+                expected: "something to look for".into(),
+                found: "nothing but spaces".into(),
+            })
+        });
+        match reply {
             Ok(reply) => {
                 let pixels = |found: Vec<Place>| found.into_iter().map(|p| p.pixels(w, h)).collect();
-                Found { places: places(&reply.text).map(pixels), answer: Some(reply.text) }
+                Found { places: read_places(expr, &reply).map(pixels), reply: Some(reply) }
             }
-            Err(e) => Found { places: Err(e), answer: None },
-        })
-        .collect())
+            Err(e) => Found { places: Err(e), reply: None },
+        }
+    };
+    Ok(args.expr.iter().map(found).collect())
+}
+
+/// The places in an answer; none in one that was cut off, of which nobody knows what it would have said.
+fn read_places(expr: &str, reply: &Reply) -> Result<Vec<Place>> {
+    let what = format!("answer about `{}`", shown(expr));
+    let cut = match reply.finish {
+        Finish::Stop => {
+            return places(&reply.text).map_err(|e| match e {
+                Error::Text { expected, found, .. } => Error::Text { what, expected, found },
+                other => other,
+            });
+        }
+        Finish::Length => "--max-new-tokens",
+        Finish::CacheFull => "the end of the cache (--cache-tokens)",
+        Finish::Cancelled => "an interrupt",
+    };
+    let found = format!("one cut off by {cut}, {:?}", shown(&reply.text));
+    Err(Error::Text { what, expected: "an answer that ends".into(), found })
 }
 
 fn by_mask(args: &Args, mut engine: Engine, picture: &Rgb) -> Result<Vec<Found>> {
@@ -125,7 +171,7 @@ fn by_mask(args: &Args, mut engine: Engine, picture: &Rgb) -> Result<Vec<Found>>
             let found = if a.no_target { None } else { a.bbox };
             found.map(|b| Pixels::Box(b.map(|v| v as f64))).into_iter().collect()
         });
-        Found { places, answer: None }
+        Found { places, reply: None }
     };
     Ok(answers.into_iter().map(found).collect())
 }
@@ -133,8 +179,13 @@ fn by_mask(args: &Args, mut engine: Engine, picture: &Rgb) -> Result<Vec<Found>>
 /// Prints one expression's places and draws them.
 fn tell(args: &Args, picture: &Rgb, k: usize, expr: &str, found: Found, by: By) -> Result<()> {
     let (w, h) = (picture.width, picture.height);
-    let by = if by == By::Text { "text" } else { "mask" };
-    let mut line = json!({"image": args.image, "expr": expr, "by": by, "answer": found.answer});
+    let name = args.image.to_string_lossy();
+    let answer = found.reply.as_ref().map(|r| &r.text);
+    let mut line = json!({"image": name, "expr": expr, "by": by.name(), "answer": answer});
+    if let Some(r) = &found.reply {
+        (line["tokens"], line["finish"], line["timings"]) =
+            (json!(r.tokens), json!(r.finish), json!(r.timings));
+    }
     let pixels = match found.places {
         Ok(pixels) => pixels,
         Err(e) => {
@@ -142,12 +193,7 @@ fn tell(args: &Args, picture: &Rgb, k: usize, expr: &str, found: Found, by: By) 
             if args.json {
                 println!("{line}");
             }
-            return Err(match e {
-                Error::Text { expected, found, .. } => {
-                    Error::Text { what: format!("answer about {expr:?}"), expected, found }
-                }
-                other => other,
-            });
+            return Err(e);
         }
     };
     let stem = args.image.file_stem().map_or_else(|| "image".into(), |s| s.to_string_lossy().into_owned());
@@ -159,7 +205,8 @@ fn tell(args: &Args, picture: &Rgb, k: usize, expr: &str, found: Found, by: By) 
     if items.is_empty() {
         items.push(image::Item { mask: &none, label: &missing, score: None, bbox: None });
     }
-    write_file(&file, &overlay(picture, &items).to_png())?;
+    // What was found is told whether or not it can be drawn.
+    let drawn = write_file(&file, &overlay(picture, &items).to_png());
     let list = |wanted: fn(&Pixels) -> Option<&[f64]>| -> Vec<Value> {
         let rounded = |v: &[f64]| v.iter().map(|v| (v * 100.0).round() / 100.0).collect::<Vec<_>>();
         pixels.iter().filter_map(wanted).map(|v| rounded(v).into()).collect()
@@ -170,7 +217,7 @@ fn tell(args: &Args, picture: &Rgb, k: usize, expr: &str, found: Found, by: By) 
         line["size"] = json!([h, w]);
         line["boxes"] = boxes.into();
         line["points"] = points.into();
-        line["overlay"] = json!(file);
+        line["overlay"] = drawn.is_ok().then(|| file.to_string_lossy()).into();
         println!("{line}");
     } else {
         let shown =
@@ -179,11 +226,8 @@ fn tell(args: &Args, picture: &Rgb, k: usize, expr: &str, found: Found, by: By) 
         if all.is_empty() {
             all.push("not found".into());
         }
-        println!("{}: {expr:?}: {} -> {}", path(&args.image), all.join(", "), path(&file));
+        let overlay = if drawn.is_ok() { format!(" -> {}", file.display()) } else { String::new() };
+        println!("{name}: {expr:?}: {}{overlay}", all.join(", "));
     }
-    Ok(())
-}
-
-fn path(path: &Path) -> std::path::Display<'_> {
-    path.display()
+    drawn
 }

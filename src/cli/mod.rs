@@ -9,10 +9,13 @@ use mllmseg::reference::Precision;
 use mllmseg::text::UserText;
 use mllmseg::{Engine, Error, Options, Prompting, Result};
 use std::fs::File;
-use std::io::{BufWriter, IsTerminal, Write};
-use std::path::PathBuf;
+use std::io::{BufRead, BufWriter, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
+
+#[macro_use]
+mod print;
 
 mod batch;
 mod chat;
@@ -87,6 +90,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Completions(args) => completions::run(args),
     };
     result.unwrap_or_else(|e| {
+        print::end_unread(&e);
         report(&e);
         ExitCode::from(e.exit_code())
     })
@@ -95,6 +99,29 @@ pub fn run(cli: Cli) -> ExitCode {
 /// An error as one line on stderr.
 fn report(e: &Error) {
     eprintln!("mllmseg: {e}");
+}
+
+/// The next line of stdin, with its end, or why it cannot be taken: after [`Error::Io`] nothing follows, one of more than `most` bytes is passed
+/// over. `None` at the end.
+fn next_line(input: &mut impl BufRead, most: u64) -> Option<Result<Vec<u8>>> {
+    let mut line = Vec::new();
+    let mut read = || {
+        input.by_ref().take(most + 1).read_until(b'\n', &mut line)?;
+        let long = line.len() as u64 > most && !line.ends_with(b"\n");
+        if long {
+            input.skip_until(b'\n')?;
+        }
+        Ok(long)
+    };
+    match read() {
+        Err(e) => Some(Err(Error::io(Path::new("<stdin>"), "read")(e))),
+        Ok(true) => Some(Err(Error::Text {
+            what: "line".into(),
+            expected: format!("at most {most} bytes"),
+            found: "more".into(),
+        })),
+        Ok(false) => (!line.is_empty()).then_some(Ok(line)),
+    }
 }
 
 /// Where and how to compute.
@@ -362,7 +389,7 @@ impl From<PromptingArg> for Prompting {
 }
 
 /// An error for a folder that cannot be made.
-fn make_dir(dir: &std::path::Path) -> Result<()> {
+fn make_dir(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::io(dir, "create the folder"))
 }
 

@@ -1,10 +1,10 @@
 //! `mllmseg tokenize`.
 
+use super::print::unwritten;
 use mllmseg::text::{TokenId, Tokenizer};
 use mllmseg::{Error, Result};
 use serde_json::{Map, Value};
-use std::io::{BufRead, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
 use std::process::ExitCode;
 
 /// Longest line that is read.
@@ -40,34 +40,24 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<ExitCode> {
     let tokenizer = Tokenizer::open(&mllmseg::checkpoint::locate(&args.model)?)?;
-    let (stdin, stdout) = (PathBuf::from("<stdin>"), PathBuf::from("<stdout>"));
     let (mut input, mut output) = (std::io::stdin().lock(), std::io::stdout().lock());
     let mut failed = false;
-    let mut line = Vec::new();
     for number in 1.. {
-        line.clear();
-        let read = input.by_ref().take(MAX_LINE_BYTES + 1).read_until(b'\n', &mut line);
-        if read.map_err(Error::io(&stdin, "read"))? == 0 {
-            break;
-        }
-        let result = if line.len() as u64 > MAX_LINE_BYTES && line.last() != Some(&b'\n') {
-            input.skip_until(b'\n').map_err(Error::io(&stdin, "read"))?;
-            Err(bad(format!("at most {MAX_LINE_BYTES} bytes"), "more"))
-        } else if line.trim_ascii().is_empty() {
-            continue;
-        } else {
-            answer(&tokenizer, &args, &line)
+        let result = match super::next_line(&mut input, MAX_LINE_BYTES) {
+            None => break,
+            Some(Err(e @ Error::Io { .. })) => return Err(e),
+            Some(Ok(line)) if line.trim_ascii().is_empty() => continue,
+            Some(line) => line.and_then(|line| answer(&tokenizer, &args, &line)),
         };
         match result {
-            Ok(object) => writeln!(output, "{}", Value::Object(object))
-                .map_err(Error::io(Path::new(&stdout), "write"))?,
+            Ok(object) => writeln!(output, "{}", Value::Object(object)).map_err(unwritten)?,
             Err(e) => {
                 eprintln!("mllmseg: <stdin> line {number}: {e}");
                 failed = true;
             }
         }
     }
-    output.flush().map_err(Error::io(&stdout, "write"))?;
+    output.flush().map_err(unwritten)?;
     Ok(ExitCode::from(u8::from(failed)))
 }
 

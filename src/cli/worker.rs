@@ -3,10 +3,10 @@
 use super::batch::{Questions, models};
 use super::{Compute, Each};
 use crossbeam_channel::{RecvTimeoutError, bounded};
+use mllmseg::Result;
 use mllmseg::batch::manifest::JsonLines;
 use mllmseg::batch::workers::{Alive, Done, Ready};
 use mllmseg::batch::{Ask, Disk, Ended, Stats, Work, run_here};
-use mllmseg::{Error, Result};
 use std::io::{BufReader, Write, stdin, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -121,5 +121,5 @@ fn line(value: &impl serde::Serialize) -> Vec<u8> {
 
 fn say(bytes: &[u8]) -> Result<()> {
     let mut stdout = stdout().lock();
-    stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(Error::io(Path::new("stdout"), "write"))
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(super::print::unwritten)
 }

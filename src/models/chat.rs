@@ -18,7 +18,7 @@ use super::{Binder, Bound, bind_parts};
 use crate::Result;
 use crate::checkpoint::{Checkpoint, config::Config};
 use crate::graph::{DType, Graph, Tensor};
-use crate::ops::{KvPages, copy, next_ids};
+use crate::ops::{KvPages, MAX_POSITIONS, PAGE, copy, next_ids};
 use crate::reference::{SAMPLE_DRAWS, SAMPLE_KNOBS};
 use std::sync::Arc;
 
@@ -83,7 +83,7 @@ pub struct Buffers {
 }
 
 impl Buffers {
-    /// For `pages` pages in all, of which a sequence may have all.
+    /// For `pages` pages in all, of which a sequence may have all that its positions allow.
     pub fn new(m: &Model, states: &mut States, pages: usize) -> Self {
         let (c, size) = (&m.config.llm_config, m.config.force_image_size);
         let (layers, heads, hd) = (c.num_hidden_layers, c.num_key_value_heads, c.head_dim());
@@ -101,7 +101,7 @@ impl Buffers {
                 ids: make("ids", DType::I32, vec![PROMPT_ROWS]),
                 seq: make("seq", DType::I32, vec![PROMPT_ROWS]),
                 positions: make("positions", DType::I32, vec![PROMPT_ROWS]),
-                pages: make("pages", DType::I32, vec![SEQUENCES, pages]),
+                pages: make("pages", DType::I32, vec![SEQUENCES, pages.min(MAX_POSITIONS / PAGE)]),
                 inv_freq: make("inv_freq", DType::F32, vec![SEQUENCES, hd / 2]),
             },
             last: make("last", DType::I32, vec![1]),

@@ -52,7 +52,7 @@ pub use patchify::patchify;
 pub use pixel_shuffle::pixel_shuffle;
 pub use preprocess::{PICTURE, preprocess};
 pub use rmsnorm::rmsnorm;
-pub use rope_split::{rope_split, rope_split_paged};
+pub use rope_split::{MAX_POSITIONS, rope_split, rope_split_paged};
 pub use sample::sample;
 pub use sigmoid::sigmoid;
 pub use vit_tokens::vit_tokens;

@@ -184,8 +184,8 @@ impl Op for RopeSplitPaged {
     }
 }
 
-/// Positions are below this on a GPU: the kernel leaves out what sine and cosine need for larger angles.
-const MAX_POSITIONS: usize = 100_000;
+/// Positions of a sequence are below this: the kernel leaves out what sine and cosine need for larger angles.
+pub const MAX_POSITIONS: usize = 100_000;
 
 /// `NH`, `NKV`, `HD` as both kernels take them; there is room for `positions`.
 fn extents(nh: usize, nkv: usize, hd: usize, positions: usize) -> Result<[Arg; 3]> {

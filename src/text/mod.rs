@@ -1,17 +1,20 @@
 //! Text: a checkpoint's tokenizer, and the prompts that its model was trained with.
 //!
 //! `pieces` reads `tokenizer.model`, `added` the JSON files beside it, `tokenizer` makes both into ids and back,
-//! `prompt` holds the published strings. Text from a user is text: see [`Tokenizer::encode_plain`].
+//! `prompt` holds the published strings, `question` what is asked in a chat. Text from a user is text: see [`Tokenizer::encode_plain`].
 
 mod added;
 mod pieces;
 mod prompt;
+mod question;
 mod tokenizer;
 
+pub(crate) use prompt::is_python_space;
 pub use prompt::{
     CHARS_PER_TOKEN, MAX_CHAT_TOKENS, MAX_EXPRESSION_CHARS, MAX_OPENING_TOKENS, MAX_SEQUENCE_TOKENS, Prompts,
-    SYSTEM_MESSAGE, Sequence, UserText, normalize_expression,
+    SYSTEM_MESSAGE, Sequence, UserText, normalize_expression, shown, strip,
 };
+pub use question::Question;
 pub use tokenizer::{Decoder, SpecialIds, TokenId, Tokenizer};
 
 /// For the fuzz target: a tokenizer of these pieces and the tokens that prompts need, or an error; never a panic.

@@ -13,6 +13,7 @@
 //! Text is cut at special tokens only and each stretch is tokenized as one (`"assistant\nSure,left cat:"`), as the
 //! published tokenizer does it: an expression never stands alone.
 
+use super::question::{Piece, Question};
 use super::tokenizer::{TokenId, Tokenizer};
 use crate::{Error, Result};
 use std::sync::OnceLock;
@@ -199,7 +200,7 @@ impl<'a> Prompts<'a> {
     /// As [`Prompts::joint`].
     pub fn reasoning(&self, sentence: &str) -> Result<Sequence> {
         check_chars("sentence", sentence, MAX_EXPRESSION_CHARS)?;
-        if sentence.trim_matches(is_python_space).is_empty() {
+        if strip(sentence).is_empty() {
             return Err(text_error("sentence", "some text", format!("`{}`", shown(sentence))));
         }
         let question = format!("{} {sentence} Please output segmentation mask.", OPENINGS[REASONING]);
@@ -208,19 +209,19 @@ impl<'a> Prompts<'a> {
 
     /// A whole conversation up to `<|im_start|>assistant\n`, for free generation.
     ///
-    /// `history`: earlier questions and answers; `tiles`: of how many tiles each image is made. `<image>` in a question
-    /// is where an image stands; if one image is given and no question has it, `<image>\n` opens the first question.
+    /// `history`: earlier questions and answers; `tiles`: of how many tiles each image is made. If one image is given and no question has a
+    /// place for it, `<image>\n` opens the first question.
     ///
     /// # Errors
-    /// [`Error::Text`] if there are more or fewer `<image>` than images, or more text than [`MAX_CHAT_TOKENS`].
+    /// [`Error::Text`] if there are more or fewer places than images, or more text than [`MAX_CHAT_TOKENS`].
     pub fn chat(
         &self,
-        history: &[(String, String)],
-        question: &str,
+        history: &[(Question, String)],
+        question: &Question,
         tiles: &[usize],
     ) -> Result<Vec<TokenId>> {
-        let turns: Vec<(&str, Option<&str>)> =
-            history.iter().map(|(q, a)| (q.as_str(), Some(a.as_str()))).chain([(question, None)]).collect();
+        let turns: Vec<(&Question, Option<&str>)> =
+            history.iter().map(|(q, a)| (q, Some(a.as_str()))).chain([(question, None)]).collect();
         let chars: usize = turns.iter().map(|(q, a)| q.len() + a.map_or(0, str::len)).sum();
         if chars > MAX_CHAT_TOKENS * CHARS_PER_TOKEN {
             return Err(text_error(
@@ -229,10 +230,10 @@ impl<'a> Prompts<'a> {
                 chars,
             ));
         }
-        let marks: usize = turns.iter().map(|(q, _)| q.matches(IMAGE).count()).sum();
+        let marks: usize = turns.iter().map(|(q, _)| q.images()).sum();
         let opens = marks == 0 && tiles.len() == 1;
         if !opens && marks != tiles.len() {
-            return Err(text_error("chat", format!("{} times `{IMAGE}`, one an image", tiles.len()), marks));
+            return Err(text_error("chat", format!("{} times `<image>`, one an image", tiles.len()), marks));
         }
 
         let special = self.tokenizer.special();
@@ -249,11 +250,12 @@ impl<'a> Prompts<'a> {
                 image(&mut parts);
                 parts.push(Text("\n"));
             }
-            for (j, text) in question.split(IMAGE).enumerate() {
-                if j > 0 {
-                    image(&mut parts);
+            for piece in &question.0 {
+                match piece {
+                    Piece::Text(text) => parts.push(Text(text)),
+                    Piece::Image => image(&mut parts),
+                    Piece::Token(name) => parts.push(self.tokenizer.token(name).map_or(Text(name), Token)),
                 }
-                parts.push(Text(text));
             }
             parts.extend([Token(special.im_end), Text("\n"), Token(special.im_start), Text("assistant\n")]);
             if let Some(answer) = answer {
@@ -276,7 +278,7 @@ impl<'a> Prompts<'a> {
     fn expression(&self, expr: &str) -> Result<String> {
         check_chars("expression", expr, MAX_EXPRESSION_CHARS)?;
         let e = normalize_expression(expr);
-        if e.trim_matches(is_python_space).is_empty() {
+        if strip(&e).is_empty() {
             return Err(text_error(
                 format!("expression `{}`", shown(expr)),
                 "something to look for",
@@ -369,22 +371,28 @@ impl<'a> Prompts<'a> {
     }
 }
 
-/// Where an image stands in a chat question.
-const IMAGE: &str = "<image>";
-
 /// `e.strip().lower().strip(".")` as Python computes it: Unicode white space (and U+001C to U+001F), Unicode lower case
 /// (`İ` becomes two characters, a final `Σ` becomes `ς`).
 pub fn normalize_expression(e: &str) -> String {
-    e.trim_matches(is_python_space).to_lowercase().trim_matches('.').to_string()
+    strip(e).to_lowercase().trim_matches('.').to_string()
+}
+
+/// `text.strip()` as Python computes it.
+pub fn strip(text: &str) -> &str {
+    text.trim_matches(is_python_space)
 }
 
 /// `str.isspace` of one character.
-fn is_python_space(c: char) -> bool {
+pub(crate) fn is_python_space(c: char) -> bool {
     c.is_whitespace() || matches!(c, '\u{1C}'..='\u{1F}')
 }
 
 /// [`Error::Text`].
-fn text_error(what: impl Into<String>, expected: impl Into<String>, found: impl ToString) -> Error {
+pub(super) fn text_error(
+    what: impl Into<String>,
+    expected: impl Into<String>,
+    found: impl ToString,
+) -> Error {
     Error::Text { what: what.into(), expected: expected.into(), found: found.to_string() }
 }
 
@@ -400,8 +408,8 @@ fn check_chars(what: &str, text: &str, limit: usize) -> Result<()> {
     Ok(())
 }
 
-/// The beginning of `text`, on one line.
-fn shown(text: &str) -> String {
+/// The beginning of `text`, on one line, for messages.
+pub fn shown(text: &str) -> String {
     let cut = text.char_indices().nth(40).map_or(text.len(), |(at, _)| at);
     let dots = if cut < text.len() { "..." } else { "" };
     format!("{}{dots}", text[..cut].escape_debug())

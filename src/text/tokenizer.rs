@@ -214,6 +214,11 @@ impl Tokenizer {
         &self.special
     }
 
+    /// The id of a token of exactly this text.
+    pub fn token(&self, text: &str) -> Option<TokenId> {
+        self.parsed.token_to_id(text)
+    }
+
     /// Highest id + 1; the embedding table must have at least as many rows.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
