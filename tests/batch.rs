@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::chat::edited;
 use common::demo::{assets, engine, model, picture, run, scenes};
 use mllmseg::batch::{
     Batch, Compute, Disk, Fault, Models, Outcome, Record, RunEnd, Settings, Stats, manifest, run_batch,
@@ -454,6 +455,85 @@ fn a_write_that_fails_once_is_made_good() {
             .iter()
             .all(|r| matches!(&r.outcome, Outcome::Failed { error } if error.message.contains("masks")))
     );
+    std::fs::remove_file(out.join("masks")).unwrap();
+    let end = on_disk(&manifest, &out, &Disk::default()).unwrap();
+    assert!(end.complete && end.counts.done == 4, "{end:?}");
+    same_files(&out, &expected);
+}
+
+/// A run goes on with the checkpoint that it began with: another one of the same name is refused.
+#[test]
+fn a_checkpoint_that_changed_is_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let (manifest, out) = (write_manifest(dir.path(), 2), dir.path().join("out").display().to_string());
+    let model = edited(&assets().join("model"), &dir.path().join("model"), |_| ());
+    let again = || run(&["batch", &manifest.display().to_string(), "--model", &model, "--out", &out]);
+    exits(&again(), 0);
+    exits(&again(), 0);
+    let config = dir.path().join("model/config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("{text} ")).unwrap();
+    let o = again();
+    exits(&o, 2);
+    assert!(String::from_utf8_lossy(&o.stderr).contains("differs in its model"), "{o:?}");
+}
+
+/// A named pipe that nobody writes to does not hold up the others.
+#[test]
+fn a_pipe_is_no_picture() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifest = write_manifest(dir.path(), 2);
+    let pipe = dir.path().join("pipe.png");
+    let name = std::ffi::CString::new(pipe.display().to_string()).unwrap();
+    // SAFETY: a string that ends with 0.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    let lines = std::fs::read_to_string(&manifest).unwrap();
+    std::fs::write(&manifest, format!("{}\n{lines}", json!({"image": pipe, "expr": "a"}))).unwrap();
+    for (out, device) in [("one", "cpu"), ("two", "cpu,cpu")] {
+        let out = dir.path().join(out);
+        exits(
+            &wait(command(&manifest, &out, &["--device", device]).stderr(Stdio::piped()).spawn().unwrap()),
+            3,
+        );
+        let found = records(&out);
+        let Outcome::Failed { error } = &found[0].outcome else { panic!("{:?}", found[0]) };
+        assert!(error.message.contains("found a pipe"), "{error:?}");
+        assert!(found[1..].iter().all(|r| !matches!(r.outcome, Outcome::Failed { .. })));
+    }
+}
+
+/// A worker that is killed while items go to it ends neither the run nor an item.
+#[test]
+fn a_worker_that_is_killed_takes_nothing_with_it() {
+    use base64::Engine as _;
+    let dir = tempfile::tempdir().unwrap();
+    // Long lines: the run is writing one when the worker is gone.
+    let picture = std::fs::read(assets().join(&scenes()[0].image)).unwrap();
+    let picture = base64::engine::general_purpose::STANDARD.encode(picture);
+    let line = json!({"image_b64": picture, "expr": scenes()[0].texts()[0]}).to_string() + "\n";
+    let manifest = dir.path().join("manifest.jsonl");
+    std::fs::write(&manifest, line.repeat(200)).unwrap();
+    let out = dir.path().join("out");
+    let child = command(&manifest, &out, &["--device", "cpu,cpu"]).stderr(Stdio::piped()).spawn().unwrap();
+    let start = Instant::now();
+    let mut killed = false;
+    while !killed {
+        assert!(start.elapsed() < Duration::from_secs(300), "no worker");
+        std::thread::sleep(Duration::from_millis(5));
+        if std::fs::read_to_string(out.join("journal")).unwrap_or_default().lines().count() > 10 {
+            // Those of the threads that started them.
+            let threads = std::fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
+            let children = threads.flat_map(|t| std::fs::read_to_string(t.unwrap().path().join("children")));
+            let children: String = children.collect();
+            let worker = children.split_whitespace().next().map(|pid| pid.parse::<i32>().unwrap());
+            // SAFETY: a signal to a child of a child that was not waited for.
+            killed = worker.is_some_and(|pid| unsafe { libc::kill(pid, libc::SIGKILL) } == 0);
+        }
+    }
+    let o = wait(child);
+    exits(&o, 0);
+    assert!(String::from_utf8_lossy(&o.stderr).contains("are tried again"), "{o:?}");
+    assert_eq!(records(&out).len(), 200);
 }
 
 #[test]

@@ -159,7 +159,8 @@ fn a_bad_line_is_an_item_that_says_why() {
         ("{\"id\":5,\"expr\":\"b\"}", "5", "found neither"),
         ("{\"id\":5,\"image\":\"a\",\"image_b64\":\"AA==\",\"expr\":\"b\"}", "5", "found both"),
         ("{\"id\":5,\"image_b64\":\"*\",\"expr\":\"b\"}", "5", "base64"),
-        ("{\"id\":5,\"image\":3,\"expr\":\"b\"}", "null", "string"),
+        ("{\"id\":5,\"image\":3,\"expr\":\"b\"}", "5", "string"),
+        ("[7,null,null,null,\"a.png\",null,null,\"x\",null,null]", "null", "expected a JSON object"),
     ] {
         let found = items(&format!("{line}\n{{\"id\":6,\"image\":\"a.png\",\"expr\":\"b\"}}\n"));
         assert_eq!(found.len(), 2, "{line}");
@@ -179,7 +180,7 @@ fn through(scripts: &[&str]) -> Result<String> {
     std::fs::write(&source, (0..6).map(line).collect::<String>()).unwrap();
     let timeout = Some(Duration::from_secs(2));
     let batch = Batch {
-        model: "m",
+        model: "assets/demo/model",
         options: String::new(),
         shard: [0, 1],
         unordered: false,

@@ -42,7 +42,7 @@ const MAX_LINE: u64 = 1 << 20;
 pub struct Run {
     /// The source: names, sizes and checksums.
     pub source: String,
-    /// The checkpoint, as it was named.
+    /// The checkpoint: its name and checksums of its files.
     pub model: String,
     /// Everything else that the results depend on.
     pub options: String,

@@ -16,6 +16,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Deserialize;
 use serde_json::Value;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -249,6 +250,25 @@ pub fn fingerprint(path: &Path) -> Result<String> {
     Ok(format!("{name} {bytes} {crc:08x}"))
 }
 
+/// A checkpoint for the journal: as it is named, and the [`fingerprint`] of each of its files.
+///
+/// # Errors
+/// [`Error::File`] if there is none of that name; [`Error::Io`].
+pub fn model(name: &str) -> Result<String> {
+    let dir = crate::checkpoint::locate(name)?;
+    let look =
+        || -> std::io::Result<Vec<PathBuf>> { std::fs::read_dir(&dir)?.map(|e| Ok(e?.path())).collect() };
+    let mut files = look().map_err(Error::io(&dir, "read"))?;
+    let of_model = |p: &PathBuf| {
+        p.extension().is_some_and(|e| ["json", "model", "safetensors"].map(OsStr::new).contains(&e))
+            && p.is_file()
+    };
+    files.retain(of_model);
+    files.sort();
+    let lines = std::iter::once(Ok(name.into())).chain(files.iter().map(|file| fingerprint(file)));
+    Ok(lines.collect::<Result<Vec<String>>>()?.join("\n"))
+}
+
 fn manifest(path: &Path) -> Result<Input> {
     let file = File::open(path).map_err(Error::io(path, "open"))?;
     let length = file.metadata().map_err(Error::io(path, "look at"))?.len();
@@ -292,7 +312,7 @@ impl<R: BufRead> JsonLines<R> {
             if n == MAX_LINE && !bytes.ends_with(b"\n") {
                 too_long = true;
                 bytes = Vec::new();
-                n += skip_line(&mut self.reader)?;
+                n += self.reader.skip_until(b'\n')? as u64;
             }
             self.position.fetch_add(n, Ordering::Relaxed);
             if n == 0 {
@@ -309,23 +329,6 @@ impl<R: BufRead> JsonLines<R> {
             if !bytes.trim_ascii().is_empty() {
                 return Ok(Some(Ok(bytes)));
             }
-        }
-    }
-}
-
-/// Reads past the end of the line.
-fn skip_line(reader: &mut impl BufRead) -> std::io::Result<u64> {
-    let mut skipped = 0;
-    loop {
-        let buffer = reader.fill_buf()?;
-        let (n, done) = match buffer.iter().position(|&b| b == b'\n') {
-            Some(at) => (at + 1, true),
-            None => (buffer.len(), buffer.is_empty()),
-        };
-        reader.consume(n);
-        skipped += n as u64;
-        if done {
-            return Ok(skipped);
         }
     }
 }
@@ -355,17 +358,15 @@ impl<R: BufRead> Iterator for JsonLines<R> {
             let (picture, texts) = (Picture::Bad(failure), Vec::new());
             Item { index, id, picture, texts, ask: Ask::Expressions }
         };
-        let parsed = line.and_then(|line| parse(&line, &at)).map(|line| match self.numbered {
-            true => line,
-            false => Line { index: None, name: None, ask: None, ..line },
+        let parsed = line.map_err(|failure| (Value::Null, failure)).and_then(|line| parse(&line, &at));
+        let parsed = parsed.and_then(|line| {
+            let line = match self.numbered {
+                true => line,
+                false => Line { index: None, name: None, ask: None, ..line },
+            };
+            line.item(index, &self.folder, &at)
         });
-        Some(Ok(match parsed {
-            Ok(line) => match line.item(index, &self.folder, &at) {
-                Ok(item) => item,
-                Err((id, failure)) => bad(id, failure),
-            },
-            Err(failure) => bad(Value::Null, failure),
-        }))
+        Some(Ok(parsed.unwrap_or_else(|(id, failure)| bad(id, failure))))
     }
 }
 
@@ -385,11 +386,26 @@ struct Line {
     question: Option<String>,
 }
 
-fn parse(line: &[u8], at: &impl Fn() -> String) -> std::result::Result<Line, Failure> {
-    serde_json::from_slice(line).map_err(|e| {
+/// What of a line that is not what it should be can still be told.
+#[derive(Default, Deserialize)]
+struct Named {
+    #[serde(default)]
+    id: Value,
+}
+
+fn parse(line: &[u8], at: &impl Fn() -> String) -> std::result::Result<Line, (Value, Failure)> {
+    let bad = |found: String| {
         let expected =
             "a JSON object with `image` or `image_b64`, and `exprs`, `expr`, `questions` or `question`";
-        Failure::permanent(format!("{}: expected {expected}, found {e}", at()))
+        Failure::permanent(format!("{}: expected {expected}, found {found}", at()))
+    };
+    // A list would be taken for the members in their order.
+    if line.trim_ascii_start().starts_with(b"[") {
+        return Err((Value::Null, bad("a list".into())));
+    }
+    serde_json::from_slice(line).map_err(|e| {
+        let named: Named = serde_json::from_slice(line).unwrap_or_default();
+        (named.id, bad(e.to_string()))
     })
 }
 

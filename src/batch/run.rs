@@ -2,7 +2,7 @@
 
 use super::item::Item;
 use super::journal::{Counts, Output, Run};
-use super::manifest::Input;
+use super::manifest::{self, Input};
 use super::models::Models;
 use super::pipeline::{End, Ended, Work, run_here};
 use super::workers::{Worker, run_workers};
@@ -79,7 +79,7 @@ pub fn run_batch<'a>(
     }
     let this = Run {
         source: input.fingerprint,
-        model: batch.model.into(),
+        model: manifest::model(batch.model)?,
         options: batch.options.clone(),
         unordered: batch.unordered,
         shard: batch.shard,

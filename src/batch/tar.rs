@@ -25,7 +25,8 @@ const MAX_TEXT: u64 = 4 << 20;
 /// What a member may be, by its name from the first dot on.
 const PICTURES: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif"];
 
-/// Reads shards one after another. If there are `exprs`, these are asked of every picture and the texts are not looked at.
+/// Reads shards one after another. If there are `exprs`, these are asked of every picture, and the texts are looked at for no
+/// more than an `id`.
 /// `position` counts the bytes that were read of the files.
 pub fn read(shards: Vec<PathBuf>, exprs: &[String], position: Arc<AtomicU64>) -> Source {
     let exprs = exprs.to_vec();
@@ -105,6 +106,7 @@ impl Sample {
         let json = match self.json.as_deref().map(serde_json::from_slice::<Value>) {
             None => Value::Null,
             Some(Ok(json)) => json,
+            Some(Err(_)) if !exprs.is_empty() => Value::Null,
             Some(Err(e)) => {
                 let bad = bad(format!("expected JSON, found {e}"));
                 return items.push(self.key.into(), bad, Default::default());

@@ -214,7 +214,7 @@ impl Device<'_> {
                     break;
                 }
             }
-            eprintln!("note: the worker of {} ended ({why}); its items are tried again", self.worker.device);
+            note(&format!("the worker of {} ended ({why}); its items are tried again", self.worker.device));
         }
         let mut pool = self.pool();
         pool.alive -= 1;
@@ -222,7 +222,7 @@ impl Device<'_> {
             let (device, expected) = (self.worker.device.clone(), "a worker that answers".into());
             self.shared.fail(Error::Device { device, expected, found: why });
         } else if !self.shared.abort.load(Relaxed) {
-            eprintln!("note: {} is given up ({why})", self.worker.device);
+            note(&format!("{} is given up ({why})", self.worker.device));
         }
     }
 
@@ -444,6 +444,11 @@ impl Device<'_> {
             life.changed.notify_all();
         }
     }
+}
+
+/// Tells the user something; where stderr cannot be written, nobody.
+fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "note: {text}");
 }
 
 /// Waits for a process to end; how it did. It can be ended meanwhile.

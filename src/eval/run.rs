@@ -5,7 +5,7 @@ use super::metrics::{Compared, Metrics, Protocol};
 use crate::batch::item::{self, Failure, Item, Outcome, Record};
 use crate::batch::journal::{Output, Run};
 use crate::batch::records::walk;
-use crate::batch::{Ask, Compute, Disk, End, Ended, Settings, Stats, Work};
+use crate::batch::{Ask, Compute, Disk, End, Ended, Settings, Stats, Work, manifest};
 use crate::engine::Prompting;
 use crate::{Error, Result};
 use serde::Serialize;
@@ -105,7 +105,7 @@ pub fn answer<'a>(
     crc.update(format!("{asks:?}").as_bytes());
     let run = Run {
         source: split.fingerprint(),
-        model: model.into(),
+        model: manifest::model(model)?,
         options: format!("{options}, asked {:08x}", crc.finalize()),
         unordered: false,
         shard: [0, 1],
