@@ -38,17 +38,19 @@ class Worker:
 
     def submit(self, image, exprs=(), id=None, questions=()):
         """Asks about one picture. `image` is a path or the bytes of a JPEG, PNG, ... file; `exprs` a list of expressions, or
-        `questions` one of questions.
+        `questions` one of questions. What is missing or one too many is an error of the worker's, in the records.
 
         Returns a Future of the records, one dict an expression or question in their order: those of results.jsonl, that is `expr` with
         `segmentation` (COCO RLE), `bbox`, `area`, `score`, `no_target`; `question` with `answer`, `finish`, `tokens`; or with `error`
         (`kind`, `message`).
         """
-        asked = {"questions": [str(q) for q in questions]} if questions else {"exprs": [str(e) for e in exprs]}
-        request = {"id": id, **asked}
+        request = {"id": id}
+        for name, texts in ("exprs", exprs), ("questions", questions):
+            if texts:
+                request[name] = [str(t) for t in texts]
         if isinstance(image, (bytes, bytearray, memoryview)):
             request["image_b64"] = base64.b64encode(image).decode()
-        else:
+        elif image is not None:
             request["image"] = os.fspath(image)
         future = Future()
         with self._lock:
