@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All checks, on a machine with only Rust, gcc and Python 3.11 with pip; what CI runs.
+# All checks, on a machine with Rust, gcc, g++ (for nvcc and PyCUDA), Python 3.11 with pip and venv, and the network; what CI runs.
 #
 #   tools/check.sh          format, lints, all tests
 #   tools/check.sh --slow   and the tests marked #[ignore], the numpy forward on the golden data, the converter on PyTorch's files,
@@ -14,7 +14,7 @@ slow=
 case "${1-}" in
     '') ;;
     --slow) slow=1 ;;
-    *) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
 
 logs=target/check
