@@ -1,6 +1,19 @@
 //! Referring expression segmentation with MLLMSeg: which pixels are *the left cat*?
 //!
-//! `DESIGN` in one line: `models` append `ops` to a `graph`, a `plan` lays it out, a `device` runs it.
+//! ```
+//! use mllmseg::{Engine, Options, Prompting, image};
+//!
+//! let mut engine = Engine::open("assets/demo/model", Options::default())?;
+//! let picture = image::read("assets/demo/images/010.png".as_ref(), &image::Limits::default(), false)?;
+//! for answer in engine.segment(&picture, &["the white circle"], Prompting::Single, false)?.answers {
+//!     let answer = answer?;
+//!     println!("{} pixels in {:?}, score {}", answer.area, answer.bbox, answer.score);
+//! }
+//! # Ok::<(), mllmseg::Error>(())
+//! ```
+//! [`Engine::segment`] says more; [`Engine::stream`] takes any number of pictures, [`batch`] whole data sets, [`chat`] answers in words.
+//!
+//! The design in one line: `models` append `ops` to a `graph`, a `plan` lays it out, a `device` runs it.
 
 pub mod batch;
 pub mod chat;

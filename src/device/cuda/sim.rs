@@ -25,7 +25,8 @@ pub(super) fn open() -> Result<()> {
         return Err(fail(expected.into(), format!("none of {}", places.join(", "))));
     };
     let file = CString::new(path.as_os_str().as_encoded_bytes()).unwrap_or_default();
-    // SAFETY: loads a library that runs no code of its own when it is opened.
+    // SAFETY: the simulated driver runs no code of its own when it is opened. A file that $MLLMSEG_SIM names may: whoever names it vouches for
+    // it, as for one in $LD_PRELOAD.
     if unsafe { libc::dlopen(file.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) }.is_null() {
         return Err(fail(
             format!("{} to load", path.display()),
