@@ -42,6 +42,9 @@ pub struct Tokens {
 
 impl Tokens {
     /// Of a checkpoint: its tokenizer's, or where it has none (a synthetic one), those in `added_tokens.json`.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::open`], if `added_tokens.json` does not help either.
     pub fn read(dir: &Path) -> Result<Self> {
         let tokenizer = match Tokenizer::open(dir) {
             Ok(tokenizer) => tokenizer,
@@ -255,6 +258,9 @@ fn tapped(tap: &Tap, values: &dyn Values) -> Result<Value> {
 }
 
 /// The rows of a window in a published shape, channels before pixels if asked for; see [`Tap`].
+///
+/// # Errors
+/// Those of [`Values::window`].
 pub fn published(
     value: &Window,
     shape: &[usize],

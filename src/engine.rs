@@ -295,12 +295,16 @@ impl Engine {
     /// Opens a folder or a Hugging Face cache entry (`ORG/NAME`).
     ///
     /// # Errors
-    /// Whatever is wrong with the checkpoint; [`Error::Usage`] for one without a mask decoder.
+    /// Those of [`Checkpoint::open`], [`Tokenizer::open`], [`Model::bind`] and [`device::open`]; [`Error::Usage`] for a checkpoint without a
+    /// mask decoder; [`Error::File`] for a tokenizer with more ids than the model has.
     pub fn open(model: &str, options: Options) -> Result<Self> {
         Self::open_with(model, options, &mut |_, _| ())
     }
 
     /// [`open`](Self::open); `progress` is called with the bytes of weights that are on the device, and those in all.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
     pub fn open_with(model: &str, options: Options, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
         let checkpoint = Arc::new(Checkpoint::open(model)?);
         if !checkpoint.has_mask_decoder() {
@@ -363,6 +367,9 @@ impl Engine {
     }
 
     /// Makes one of several engines over the same weights, on any thread; with buffers of its own, and nobody who observes it.
+    ///
+    /// # Errors
+    /// What it returns gives those of [`device::open`] when it is called: a GPU holds the weights once more.
     pub fn another(&self) -> impl FnOnce() -> Result<Self> + Send + 'static {
         let (checkpoint, tokenizer) = (Arc::clone(&self.checkpoint), Arc::clone(&self.tokenizer));
         let options = self.options;

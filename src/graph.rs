@@ -85,6 +85,9 @@ impl Tensor {
     }
 
     /// Extents, which must be `N` in number.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], naming `what`, if they are more or fewer.
     pub fn dims<const N: usize>(&self, what: &str) -> Result<[usize; N]> {
         self.shape.as_slice().try_into().map_err(|_| self.misfit(what, format!("{N} extents")))
     }
@@ -96,11 +99,17 @@ impl Tensor {
     }
 
     /// An error unless the shape is `shape`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], naming `what`.
     pub fn expect(&self, what: &str, shape: &[usize]) -> Result<()> {
         if self.shape == shape { Ok(()) } else { Err(self.misfit(what, format!("{shape:?}"))) }
     }
 
     /// An error unless it holds exactly `len` elements.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], naming `what`.
     pub fn expect_len(&self, what: &str, len: usize) -> Result<()> {
         if self.len() == len { Ok(()) } else { Err(self.misfit(what, format!("{len} elements"))) }
     }

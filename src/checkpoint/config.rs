@@ -177,11 +177,18 @@ impl LlmConfig {
 
 impl Config {
     /// Reads and checks a `config.json`.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::File`] for what is no file or too large; those of [`Config::parse`].
     pub fn read(path: &Path) -> Result<Self> {
         Self::parse(path, &json::read(path, MAX_BYTES)?)
     }
 
     /// Checks the text of a `config.json`; `path` is its name in errors.
+    ///
+    /// # Errors
+    /// [`Error::File`] for what is no JSON object; [`Error::Field`] for a field that is missing, of another type, out of range, or a choice
+    /// that is not supported.
     pub fn parse(path: &Path, text: &[u8]) -> Result<Self> {
         // An unsupported LLM has other fields: say that before missing a field of this one.
         #[derive(Deserialize)]

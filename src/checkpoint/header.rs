@@ -35,6 +35,10 @@ pub struct Entry {
 
 /// Reads the header of `file`, the whole file's bytes; `path` is its name in errors.
 /// The entries come in the order of their data. Their ranges cover everything behind the header exactly.
+///
+/// # Errors
+/// [`Error::File`] for a file that is cut off or too long, or whose header is too large or no JSON object; [`Error::Tensor`] for one that is
+/// described wrongly, comes twice, lies outside of the file, or leaves a hole or an overlap.
 pub fn parse(path: &Path, file: &[u8]) -> Result<Vec<Entry>> {
     let Some((length, rest)) = file.split_first_chunk::<8>() else {
         return Err(Error::file(

@@ -94,6 +94,10 @@ impl NonFinite {
 }
 
 /// The folder of `model`: a folder, or `ORG/NAME` in the Hugging Face cache; see [`Checkpoint::open`].
+///
+/// # Errors
+/// [`Error::File`] for a model that is neither a folder nor in the cache, or whose snapshot is not there; [`Error::Io`] if `refs/main` cannot
+/// be read.
 pub fn locate(model: &str) -> Result<PathBuf> {
     cache::locate(model, |name| std::env::var_os(name))
 }
@@ -104,11 +108,18 @@ impl Checkpoint {
     ///
     /// Checks the config, the files' structure, and that norms, biases and other 1-D tensors are finite. Whether
     /// each tensor is there in the implied shape is checked when it is bound ([`Checkpoint::tensor`]).
+    ///
+    /// # Errors
+    /// Those of [`locate`] and of [`Checkpoint::open_dir`].
     pub fn open(model: &str) -> Result<Self> {
         Self::open_dir(&locate(model)?)
     }
 
     /// [`Checkpoint::open`] of a folder.
+    ///
+    /// # Errors
+    /// Those of [`Config::read`] and of [`header::parse`]; [`Error::Io`], [`Error::File`], [`Error::Field`] for weight files or an index that are
+    /// missing or damaged; [`Error::Tensor`] where files and index differ, and for a 1-D tensor that is not finite.
     pub fn open_dir(dir: &Path) -> Result<Self> {
         let config = Config::read(&dir.join("config.json"))?;
         let (mut files, mut weights) = (Vec::new(), Vec::new());
@@ -135,6 +146,9 @@ impl Checkpoint {
     }
 
     /// Binds a weight: bf16 (f16 and f32 are rounded to it, see [`Checkpoint::notes`]) and of exactly this shape.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if there is none of that name, or one of another shape or that is no f32, f16 or bf16.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let expected = || format!("{} (implied by config.json)", kind(Dtype::BF16, shape));
         let fail = |path: &Path, found: String| Error::Tensor {
@@ -176,6 +190,9 @@ impl Checkpoint {
 
     /// D, the mask decoder's width: the rows of `res_decoder.text_down.weight`. It is also C of the vision tower,
     /// whose map the decoder reads, and a multiple of its heads and groups.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::tensor`]; [`Error::Field`] for heads or groups that do not divide the width.
     pub fn decoder_width(&self) -> Result<usize> {
         const NAME: &str = "res_decoder.text_down.weight";
         let (c, h) = (self.config.vision_config.hidden_size, self.config.llm_config.hidden_size);
@@ -294,6 +311,9 @@ pub struct Scope<'a> {
 
 impl Scope<'_> {
     /// [`Checkpoint::tensor`] of `{prefix}.{name}`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`].
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         self.ck.tensor(&format!("{}.{name}", self.prefix), shape)
     }

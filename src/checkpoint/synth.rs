@@ -52,6 +52,10 @@ pub struct Spec {
 
 impl Spec {
     /// `tiny`, `2b`, `8b`, or a file: a `config.json`, or an object of `config` and `special_ids`.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::File`] for what is no file or too large; [`Error::Field`] for a special id that is none; those of
+    /// [`Config::parse`].
     pub fn read(what: &str) -> Result<Self> {
         let path = Path::new(what);
         match what {
@@ -144,6 +148,9 @@ impl Default for Options {
 ///
 /// Every file is written under a temporary name, synced and renamed, `config.json` last.
 /// `progress` hears the bytes of weights written so far and the bytes there will be.
+///
+/// # Errors
+/// [`Error::File`] for a folder that is not empty, or a tokenizer's folder without one; [`Error::Io`] if a file cannot be read or written.
 pub fn write(spec: &Spec, dir: &Path, options: &Options, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
     let tokenizer_files = match &options.tokenizer {
         Some(from) => TOKENIZER_FILES.iter().map(|f| from.join(f)).filter(|f| f.is_file()).collect(),

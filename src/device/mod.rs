@@ -52,9 +52,15 @@ impl std::fmt::Display for Choice {
 /// Values of tensors while a plan runs.
 pub trait Values {
     /// The elements of an activation, a state buffer or a view of one, in f32.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) for a tensor that has no buffer; [`Error::Device`](crate::Error::Device) for a device that failed.
     fn f32(&self, t: &Tensor) -> Result<Vec<f32>>;
 
     /// The elements of a window, row after row.
+    ///
+    /// # Errors
+    /// As [`f32`](Self::f32).
     fn window(&self, w: &Window) -> Result<Vec<f32>> {
         let (all, stride) = (self.f32(&w.of)?, w.of.matrix().1);
         Ok(all.chunks_exact(stride).flat_map(|row| &row[w.col..w.col + w.width]).copied().collect())
@@ -80,25 +86,48 @@ pub trait Device: Values + Send {
     }
 
     /// Makes the state buffer of `t`, in place of any that has its number. Its contents are undefined until they are written.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) for a tensor that is no state buffer; [`Error::OutOfMemory`](crate::Error::OutOfMemory);
+    /// [`Error::Device`](crate::Error::Device) for a device that failed.
     fn allocate(&mut self, t: &Tensor) -> Result<()>;
 
     /// Gives the memory of all state buffers and activations back.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device) for a device that failed.
     fn release(&mut self) -> Result<()>;
 
     /// Copies `data`, which must fill `t`, into a state buffer of f32 or activations. Every write is seen by what is run or queued after it, and not
     /// by what was queued before.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) for data of another size, or a tensor that has no buffer;
+    /// [`Error::Device`](crate::Error::Device) for a device that failed.
     fn write_f32(&mut self, t: &Tensor, data: &[f32]) -> Result<()>;
 
     /// Copies `data`, which must fill `t`, into an i32 state buffer.
+    ///
+    /// # Errors
+    /// As [`write_f32`](Self::write_f32).
     fn write_i32(&mut self, t: &Tensor, data: &[i32]) -> Result<()>;
 
     /// Copies `data`, which must fill `t`, into a u8 state buffer.
+    ///
+    /// # Errors
+    /// As [`write_f32`](Self::write_f32).
     fn write_u8(&mut self, t: &Tensor, data: &[u8]) -> Result<()>;
 
     /// The contents of an i32 state buffer.
+    ///
+    /// # Errors
+    /// As [`Values::f32`].
     fn read_i32(&self, t: &Tensor) -> Result<Vec<i32>>;
 
     /// The contents of a u8 state buffer.
+    ///
+    /// # Errors
+    /// As [`Values::f32`].
     fn read_u8(&self, t: &Tensor) -> Result<Vec<u8>>;
 
     /// Runs every node in order. `seen` is called after every node with its time; unless `each`, a device may call it after the last node
@@ -155,7 +184,7 @@ impl Fetch {
 /// Opens a device with a model's weights; `progress` is called with bytes copied and bytes in all.
 ///
 /// # Errors
-/// [`Error::Device`](crate::Error::Device) for one that is absent, too old or too small.
+/// [`Error::Device`](crate::Error::Device) for one that is absent or too old, [`Error::OutOfMemory`](crate::Error::OutOfMemory) for one too small.
 pub fn open(
     choice: Choice,
     weights: Bound,
