@@ -16,6 +16,9 @@ struct Argmax {
 }
 
 /// `y[n] = argmax_c x[n,c]`, the first of equal ones; `y` `(N)` i32, `x` `(N, C)` f32.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn argmax(y: &Tensor, x: &Tensor) -> Result<impl Op + use<>> {
     let [n, _] = x.dims("argmax x")?;
     y.expect("argmax y", &[n])?;

@@ -27,6 +27,9 @@ struct Attention {
 /// `y = softmax(q kᵀ / √HD) v`, each head and each of `batch` items on its own.
 ///
 /// `y` and the window `q` hold `batch*Tq` rows of `NH*HD` columns, `k` and `v` `batch*Tk` rows of as many.
+///
+/// # Errors
+/// [`Error::Shape`] for operands that do not fit; for rows that `batch`, or columns that `heads`, does not divide.
 pub fn attention(
     y: &Tensor,
     q: &Window,

@@ -33,6 +33,9 @@ struct AttentionDecode {
 
 /// [`attention_paged`](super::attention_paged) for decoding: every 256 keys are a part, parts run side by side and are then added up in
 /// order. Rows of one slot that stand together share the loads of its K/V. `parts` is scratch of the shape [`attention_parts`].
+///
+/// # Errors
+/// [`Error::Shape`] for operands that do not fit.
 #[allow(clippy::too_many_arguments)]
 pub fn attention_decode(
     y: &Tensor,

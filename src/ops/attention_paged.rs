@@ -129,6 +129,9 @@ struct AttentionPaged(Queries);
 /// its `y` is zero; `positions` `(T)` i32; `pages` `(S, MAX_PAGES)` i32. Rows of a slot that stand together have ascending positions.
 /// `context` is the mean number of keys a row sees, for the cost.
 ///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
+///
 /// [`attention_decode`]: super::attention_decode
 #[allow(clippy::too_many_arguments)]
 pub fn attention_paged(

@@ -49,6 +49,9 @@ struct AttentionRanges {
 ///
 /// `y`, `q` `(T, NH, HD)`; layer `l` of `kv` `(NKV, CAP, HD)`, each K/V head read by `NH/NKV` query heads;
 /// `segments` `(S, SEGMENT)` i32. `context` is the mean number of keys a query sees, for the cost.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn attention_ranges(
     y: &Tensor,
     q: &Tensor,

@@ -33,6 +33,9 @@ pub struct Conv3x3 {
 /// `y` `(Q, G*P, G*P)`, `x` `(Q, G*G, D)`, `w` `(P*P, 3, 3, D)` folded and reordered at load, `b` `(P*P)` f32; `r`, `s` count cells, `y` counts
 /// pixels of the model's input, not of the source image.
 /// Source: `RESDecoder.forward`, mllmseg/mllmseg_internvl.py, `conv1` and the two `permute`s after it.
+///
+/// # Errors
+/// [`Error::Shape`] for operands that do not fit.
 pub fn conv3x3(y: &Tensor, x: &Tensor, w: &Tensor, b: &Tensor, side: usize) -> Result<Conv3x3> {
     let [q, p, d] = x.dims("conv3x3 x")?;
     expect_equal("conv3x3 cells", p, side * side)?;

@@ -38,6 +38,9 @@ struct Conv5x5 {
 }
 
 /// `y[q,r,s] = b + Σ w[u,v] * x[q, r+u-2, s+v-2]`, zero outside; `y` f32 and `x` `(Q, S, S)`, `w` `(1, 1, 5, 5)`, `b` `(1)`.
+///
+/// # Errors
+/// [`Error::Shape`] for operands that do not fit.
 pub fn conv5x5(y: &Tensor, x: &Tensor, w: &Tensor, b: &Tensor) -> Result<impl Op + use<>> {
     let [q, h, wd] = x.dims("conv5x5 x")?;
     y.expect("conv5x5 y", &[q, h, wd])?;

@@ -16,6 +16,9 @@ struct Copy {
 }
 
 /// `y[n] = x[n]`; `x` `(.., C)`, `y` a window of `C` columns.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn copy(y: &Window, x: &Tensor) -> Result<impl Op + use<>> {
     let (n, c) = x.matrix();
     expect_equal("copy rows", y.of.matrix().0, n)?;
@@ -24,6 +27,9 @@ pub fn copy(y: &Window, x: &Tensor) -> Result<impl Op + use<>> {
 }
 
 /// `y[b*N + n] = x[b,1+n]`; `x` `(B, 1+N, C)`, `y` a window of `C` columns and `B*N` rows.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn drop_cls(y: &Window, x: &Tensor) -> Result<impl Op + use<>> {
     let [b, t, c] = x.dims("drop_cls x")?;
     expect_equal("drop_cls rows and class tokens", y.of.matrix().0 + b, b * t)?;

@@ -17,6 +17,9 @@ struct DysampleOffset {
 }
 
 /// `y[n,k] = 0.25 * x[n,k] + init_pos[k]`; `y` f32, `x` `(B*G*G, 8*groups)`, `init_pos` `(1, 8*groups, 1, 1)`.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn dysample_offset(y: &Tensor, x: &Tensor, init_pos: &Tensor) -> Result<impl Op + use<>> {
     y.expect("dysample_offset y", &x.shape)?;
     init_pos.expect_len("dysample_offset init_pos", x.matrix().1)?;
@@ -59,6 +62,9 @@ struct Dysample {
 ///
 /// `y` a window of `D` columns and `B*4*G*G` rows, `x` `(B*G*G, D)`, `offset` `(B*G*G, 8*groups)` f32 in pixels of `x`, columns
 /// ordered (x|y), group, i, j. Cell `(2r+i, 2s+j)` of group g reads at `(s + offset_x, r + offset_y)`.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit, or channels that `groups` does not divide.
 pub fn dysample(
     y: &Window,
     x: &Tensor,

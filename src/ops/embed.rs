@@ -17,6 +17,9 @@ struct Embed {
 /// `y[t] = table[ids[t]]`, or `images[-1 - ids[t]]` where `ids[t] < 0`.
 ///
 /// `y` `(T, C)`, `ids` `(T)` i32 below `V`, `table` `(V, C)`, `images` `(R, C)`.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn embed(y: &Tensor, ids: &Tensor, table: &Tensor, images: Option<&Tensor>) -> Result<impl Op + use<>> {
     let [t, c] = y.dims("embed y")?;
     ids.expect("embed ids", &[t])?;

@@ -14,6 +14,9 @@ struct GatherRows {
 }
 
 /// `y[r] = x[rows[r]]`; `y` `(R, C)`, `x` `(N, C)`, `rows` `(R)` i32 below `N`.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn gather_rows(y: &Tensor, x: &Tensor, rows: &Tensor) -> Result<impl Op + use<>> {
     let [_, c] = x.dims("gather_rows x")?;
     let [r] = rows.dims("gather_rows rows")?;

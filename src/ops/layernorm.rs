@@ -40,12 +40,18 @@ fn checked(y: Window, x: &Tensor, add: Add, w: &Tensor, b: &Tensor, eps: f32) ->
 }
 
 /// `y[n,c] = (x[n,c] - mean) * rsqrt(var + eps) * w[c] + b[c]`; `x` `(.., C)`, `y` a window of `C` columns, `w`, `b` `(C)`.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn layernorm(y: &Window, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Result<impl Op + use<>> {
     expect_equal("layernorm rows", y.of.matrix().0, x.matrix().0)?;
     checked(y.clone(), x, Add::Nothing, w, b, eps)
 }
 
 /// `y = layernorm(pixel_shuffle(x))`: `x` `(B*G*G, C)`, `G` its `side`, `y` `(B*G*G/4, 4*C)`; see [`pixel_shuffle`](super::pixel_shuffle()).
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit, or an odd `side`.
 pub fn shuffle_layernorm(
     y: &Tensor,
     x: &Tensor,
@@ -62,6 +68,9 @@ pub fn shuffle_layernorm(
 }
 
 /// `y = layernorm(x + r)`: the post-norm of a residual block; `x`, `r`, `y` `(.., C)`.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn add_layernorm(
     y: &Tensor,
     x: &Tensor,
@@ -78,6 +87,9 @@ pub fn add_layernorm(
 /// `y[q,p] = layernorm(x[image_of[q],p] + r[q])`: one vector an expression, added to every row of its image.
 ///
 /// `y` `(Q, P, C)`, `x` `(B, P, C)`, `r` `(Q, C)`, `image_of` `(Q)` i32 below `B`.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn broadcast_add_layernorm(
     y: &Tensor,
     x: &Tensor,

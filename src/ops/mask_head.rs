@@ -33,6 +33,9 @@ struct MaskHead {
 ///
 /// `x` `(Q, S, S)`, `w` `(1, 1, 5, 5)`, `b` `(1)`, `masks` `(Q, DESCRIPTOR)` i32; `bits` i32 with room for all masks, `stats` `(Q, STATS)` i32,
 /// `probability` `(Q, S, S)` f32, `p`, where somebody asks for it.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 #[allow(clippy::too_many_arguments)]
 pub fn mask_head(
     bits: &Tensor,

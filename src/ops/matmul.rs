@@ -144,6 +144,9 @@ pub(super) struct Product<'a> {
 }
 
 /// `y (M,N) = x (M,K) @ w (N,K)ᵀ`; leading extents of `y` and `x` are taken as rows, trailing ones of `w` as columns.
+///
+/// # Errors
+/// [`Error::Shape`] for operands that do not fit.
 pub fn matmul(y: &Tensor, x: &Tensor, w: &Tensor) -> Result<Matmul> {
     let (m, k) = x.matrix();
     let n = w.shape.first().copied().unwrap_or(0);
@@ -161,6 +164,9 @@ pub fn matmul_parts_room(m: usize, n: usize) -> usize {
 
 impl Matmul {
     /// Adds `b` `(N)` to the product.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a `b` of another shape.
     pub fn bias(mut self, b: &Tensor) -> Result<Self> {
         b.expect("matmul b", &[self.w.shape[0]])?;
         self.b = Some(b.clone());
@@ -168,6 +174,9 @@ impl Matmul {
     }
 
     /// Sets the epilogue.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a `ls` or `w3` of another shape.
     pub fn then(mut self, epilogue: Epilogue) -> Result<Self> {
         match &epilogue {
             Epilogue::ScaledResidual(ls) => ls.expect("matmul ls", &[self.w.shape[0]])?,
@@ -206,6 +215,9 @@ impl Matmul {
     }
 
     /// [`in_parts`](Self::in_parts), as many as `sums`, `(parts, matmul_parts_room(M, N))` f32, has room for: for tests and benches.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for `sums` of no part, of another type than f32, or of other than two extents.
     pub fn with_parts(mut self, sums: &Tensor) -> Result<Self> {
         let [parts, _] = sums.dims("matmul parts")?;
         if parts == 0 || sums.dtype != DType::F32 {

@@ -36,6 +36,9 @@ pub struct MatmulArgmax {
 
 /// `y[m] = argmax_n (x @ wᵀ)[m,n]`, the first of equal ones; `y` `(M)` i32, `x` `(M, K)`, `w` `(N, K)`; `partial` `(argmax_partials(N), M, 2)` i32 is
 /// room for a kernel's tiles.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn matmul_argmax(y: &Tensor, partial: &Tensor, x: &Tensor, w: &Tensor) -> Result<MatmulArgmax> {
     let ([m, k], [n, depth]) = (x.dims("matmul_argmax x")?, w.dims("matmul_argmax w")?);
     expect_equal("matmul_argmax depth", depth, k)?;

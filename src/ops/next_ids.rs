@@ -17,6 +17,9 @@ struct NextIds {
 
 /// `ids[t] = tokens[-1 - ids[t]]` where `ids[t] < 0`, in place; `ids` `(T)`, `tokens` `(R)`, both i32. So a step can be queued before the
 /// host has read what the step before it chose.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands of other than one extent.
 pub fn next_ids(ids: &Tensor, tokens: &Tensor) -> Result<impl Op + use<>> {
     let [_] = ids.dims("next_ids ids")?;
     let [_] = tokens.dims("next_ids tokens")?;

@@ -20,6 +20,9 @@ struct Patchify {
 /// `y[b*(G*G) + i*G + j, (c*P + u)*P + v] = x[b, c, P*i + u, P*j + v]`, `G = S/P`.
 ///
 /// `y` `(B*G*G, K)` with `K >= 3*P*P`, columns from `3*P*P` on zero; `x` `(B, 3, S, S)` f32. What a convolution with stride P reads, as a matmul's rows.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit, or sides that `patch` does not divide.
 pub fn patchify(y: &Tensor, x: &Tensor, patch: usize) -> Result<impl Op + use<>> {
     let [b, c, h, w] = x.dims("patchify x")?;
     expect_multiple("patchify H", h, patch)?;

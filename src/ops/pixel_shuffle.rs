@@ -16,6 +16,9 @@ struct PixelShuffle {
 /// `y[b, r*(G/2) + s] = x[b, (2r,2s) | (2r,2s+1) | (2r+1,2s) | (2r+1,2s+1)]`, pixels of a `G*G` map.
 ///
 /// `x` `(B*G*G, C)`, `y` `(B*G*G/4, 4*C)`.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit, or an odd `side`.
 pub fn pixel_shuffle(y: &Tensor, x: &Tensor, side: usize) -> Result<impl Op + use<>> {
     let [n, c] = x.dims("pixel_shuffle x")?;
     super::expect_multiple("pixel_shuffle side", side, 2)?;

@@ -36,6 +36,9 @@ struct Preprocess {
 /// `y` `(B*G*G, K)` with `K >= 3*P*P`, columns from `3*P*P` on zero; `source` u8, the pictures `(H, W, 3)`, each from a multiple of 16 on;
 /// `lines` `(lines, S, 3)` u8, room for each picture's lines resized across, a multiple of 4 each; `tables` i32,
 /// [`resize_table`](crate::image::resize_table)s; `pictures` `(B, PICTURE)` i32.
+///
+/// # Errors
+/// [`Error::Shape`] for operands that do not fit, or a side that `patch` does not divide.
 pub fn preprocess(
     y: &Tensor,
     lines: &Tensor,

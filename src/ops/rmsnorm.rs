@@ -18,6 +18,9 @@ struct RmsNorm {
 }
 
 /// `y[n,c] = w[c] * x[n,c] * rsqrt(mean_c(x[n,c]²) + eps)`; `y`, `x` `(N, C)`, `w` `(C)`.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn rmsnorm(y: &Tensor, x: &Tensor, w: &Tensor, eps: f32) -> Result<impl Op + use<>> {
     let [n, c] = x.dims("rmsnorm x")?;
     y.expect("rmsnorm y", &[n, c])?;

@@ -25,6 +25,9 @@ struct RopeSplit {
 /// Splits `qkv` `(T, (NH + 2*NKV)*HD)`, rows grouped by K/V head as NH/NKV query heads, then k, then v; rotates q and k
 /// by `positions` `(T)` ("rotate half", frequencies `inv_freq` `(HD/2)` f32); writes `q` `(T, NH, HD)` and rows `kv_rows` `(T)` of layer `l`
 /// of `kv`. Without `q` only K and V are written.
+///
+/// # Errors
+/// [`Error::Shape`] for operands that do not fit.
 #[allow(clippy::too_many_arguments)]
 pub fn rope_split(
     q: Option<&Tensor>,
@@ -115,6 +118,9 @@ struct RopeSplitPaged {
 
 /// [`rope_split`] into pages: row `t` fills position `positions[t]` of slot `seq[t]`, page `pages[seq[t], positions[t] / PAGE]`; one whose
 /// `seq` is -1 fills nothing. `inv_freq` `(S, HD/2)` f32, a row a slot; `seq`, `positions` `(T)`, `pages` `(S, MAX_PAGES)` i32.
+///
+/// # Errors
+/// [`Error::Shape`] for operands that do not fit.
 #[allow(clippy::too_many_arguments)]
 pub fn rope_split_paged(
     q: Option<&Tensor>,

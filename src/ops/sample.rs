@@ -25,6 +25,9 @@ struct Sample {
 /// `knobs` `(B, SAMPLE_KNOBS)` f32: temperature (greedy unless above 0), top-p (none unless below 1), repetition penalty (1: none);
 /// `draws` `(B, SAMPLE_DRAWS)` i32: top-k (none unless above 0), seed (low, high word), counter of the token;
 /// `seen` `(B, ⌈V/32⌉)` i32: bit `i % 32` of word `i / 32` says that token `i` is in the text; the chosen token's is set.
+///
+/// # Errors
+/// [`Error::Shape`] for operands that do not fit, or a vocabulary of none or more than 4,194,304 tokens.
 pub fn sample(
     token: &Tensor,
     logits: &Tensor,

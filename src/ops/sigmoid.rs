@@ -13,6 +13,9 @@ struct Sigmoid {
 }
 
 /// `y = 1 / (1 + exp(-x))`, elementwise.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn sigmoid(y: &Tensor, x: &Tensor) -> Result<impl Op + use<>> {
     y.expect("sigmoid y", &x.shape)?;
     Ok(Sigmoid { y: y.clone(), x: x.clone() })

@@ -17,6 +17,9 @@ struct VitTokens {
 /// `y[b,0] = class + position[0]`, `y[b,1+n] = patches[b,n] + position[1+n]`.
 ///
 /// `y` `(B, 1+N, C)`, `patches` `(B*N, C)`, `class` `(1, 1, C)`, `position` `(1, 1+N, C)`.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn vit_tokens(
     y: &Tensor,
     patches: &Tensor,
