@@ -118,6 +118,9 @@ impl Buffers {
 }
 
 /// The tokens of the first `tiles` tiles.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn vision(m: &Model, b: &Buffers, tiles: usize) -> Result<Graph> {
     let mut g = Graph::new();
     let (_, tokens) = look(&mut g, &m.config, &m.vit, &m.projector, &b.pixel_values.rows(0..tiles), false)?;
@@ -126,6 +129,9 @@ pub fn vision(m: &Model, b: &Buffers, tiles: usize) -> Result<Graph> {
 }
 
 /// `t` rows of a prompt; with `answer`, the token that follows row `last`.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn prompt(m: &Model, b: &Buffers, t: usize, answer: bool) -> Result<Graph> {
     let mut g = Graph::new();
     let rows = &b.rows.first(t);
@@ -139,6 +145,9 @@ pub fn prompt(m: &Model, b: &Buffers, t: usize, answer: bool) -> Result<Graph> {
 
 /// `t` rows, each the newest of its sequence or one that is guessed to follow, and the tokens behind them. An id `-1 - r` stands for the token
 /// that the last step chose in its row `r`.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn step(m: &Model, b: &Buffers, t: usize) -> Result<Graph> {
     let mut g = Graph::new();
     let rows = &b.rows.first(t);

@@ -34,6 +34,9 @@ struct LlmLayer {
 
 impl Llm {
     /// Binds `language_model.*`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) for one that is missing, misshapen or of another type.
     pub fn bind(b: &mut Binder, cfg: &LlmConfig) -> Result<Self> {
         let ck = b.checkpoint;
         let (h, f, v, hd) = (cfg.hidden_size, cfg.intermediate_size, cfg.vocab_size, cfg.head_dim());
@@ -143,6 +146,9 @@ impl Context<'_> {
 }
 
 /// Runs the rows through the model, K and V into `kv`; the final norm's output at the rows that are read, `(R, H)`.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn llm(
     g: &mut Graph,
     w: &Llm,
@@ -156,6 +162,9 @@ pub fn llm(
 }
 
 /// [`llm`] in any context.
+///
+/// # Errors
+/// As [`llm`].
 pub fn llm_in(
     g: &mut Graph,
     w: &Llm,
@@ -172,6 +181,9 @@ pub fn llm_in(
 }
 
 /// The decoder layers and the final norm: [`llm`] from the embedded rows `h` `(T, H)` on, which are updated.
+///
+/// # Errors
+/// As [`llm`].
 pub fn layers(
     g: &mut Graph,
     w: &Llm,
@@ -185,6 +197,9 @@ pub fn layers(
 }
 
 /// [`layers`] in any context.
+///
+/// # Errors
+/// As [`llm`].
 pub fn layers_in(
     g: &mut Graph,
     w: &Llm,
@@ -279,6 +294,9 @@ pub fn layers_in(
 }
 
 /// The most likely next token of each row: `token[r] = argmax(h[r] @ outputᵀ)`; `h` `(R, H)`, `token` `(R)` i32.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn next_token(g: &mut Graph, w: &Llm, token: &Tensor, h: &Tensor) -> Result<()> {
     let logits = g.buffer("llm.logits", DType::F32, [h.shape[0], w.output.shape[0]]);
     g.scope("llm");
@@ -289,6 +307,9 @@ pub fn next_token(g: &mut Graph, w: &Llm, token: &Tensor, h: &Tensor) -> Result<
 }
 
 /// [`next_token`] without logits in memory.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn best_token(g: &mut Graph, w: &Llm, token: &Tensor, h: &Tensor) -> Result<()> {
     let partial = g.buffer("llm.best", DType::I32, [argmax_partials(w.output.shape[0]), h.shape[0], 2]);
     g.scope("llm");
@@ -308,6 +329,9 @@ pub struct Choice {
 }
 
 /// The next token of each row of `h` `(R, H)`, chosen from its logits: `token` `(R)` i32, `logits` `(R, V)` f32 stay.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn choose_token(
     g: &mut Graph,
     w: &Llm,

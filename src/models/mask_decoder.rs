@@ -81,6 +81,10 @@ impl DecoderLayer {
 
 impl MaskDecoder {
     /// Binds `res_decoder.*` and folds the BatchNorm into `conv1`.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::tensor`](crate::checkpoint::Checkpoint::tensor) and of
+    /// [`Checkpoint::decoder_width`](crate::checkpoint::Checkpoint::decoder_width).
     pub fn bind(b: &mut Binder, cfg: &Config) -> Result<Self> {
         let ck = b.checkpoint;
         let (d, h) = (ck.decoder_width()?, cfg.llm_config.hidden_size);
@@ -124,6 +128,9 @@ impl MaskDecoder {
 /// The part that no expression touches, once an image: `sa = norm1(Z + self_attn(Z))` of `ca_layer_vl`, `(B, P, D)`.
 ///
 /// `f_vit` `(B*P, D)` patches of the vision tower, `f_llm` `(B*P/4, H)` hidden states that predict the image tokens, `sa` written.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn image(
     g: &mut Graph,
     w: &MaskDecoder,
@@ -175,6 +182,9 @@ pub fn image(
 ///
 /// `sa` `(B, P, D)` from [`image`], `image_of` `(Q)` i32, `t_q` `(Q, H)` hidden states that predict `[SEG]`. `fold`: the cross-attention over
 /// one text token is one vector an expression (softmax of one score is 1); without it, it is computed as written.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 #[allow(clippy::too_many_arguments)]
 pub fn expressions(
     g: &mut Graph,
@@ -223,6 +233,9 @@ pub fn expressions(
 }
 
 /// The end of [`expressions`] as masks at their sources' sizes: `bits`, `stats`, and `probability` where it is asked for; see [`mask_head`].
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn masks(
     g: &mut Graph,
     w: &MaskDecoder,
@@ -236,6 +249,9 @@ pub fn masks(
 }
 
 /// The end of [`expressions`] step by step: `mask` `(Q, S, S)` f32, the probabilities.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn probabilities(g: &mut Graph, w: &MaskDecoder, mask: &Tensor, pixels: &Tensor) -> Result<()> {
     let [q, size, _] = pixels.dims("mask decoder pixels")?;
     let pre = g.buffer("dec.pre_sigmoid", DType::F32, [q, size, size]);

@@ -84,7 +84,8 @@ impl Model {
     /// Binds every tensor that the config implies.
     ///
     /// # Errors
-    /// [`Error::Tensor`](crate::Error::Tensor) for one that is missing, misshapen or of another type.
+    /// [`Error::Tensor`](crate::Error::Tensor) for one that is missing, misshapen or of another type; those of
+    /// [`Checkpoint::decoder_width`].
     pub fn bind(checkpoint: &Arc<Checkpoint>) -> Result<(Self, Bound)> {
         let config = checkpoint.config.clone();
         let mut b = Binder::new(checkpoint);
@@ -146,6 +147,9 @@ pub struct System {
 }
 
 /// The system prompt's graph: its `len` rows.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn system(
     m: &Model,
     states: &mut States,
@@ -225,6 +229,9 @@ impl PictureData {
     }
 
     /// Writes them into buffers that have room for them.
+    ///
+    /// # Errors
+    /// Those of [`Device::write_u8`] and [`Device::write_i32`].
     pub fn write(mut self, device: &mut dyn Device, to: &Pictures) -> Result<()> {
         self.source.resize(to.source.len(), 0);
         self.tables.resize(to.tables.len(), 0);
@@ -235,6 +242,9 @@ impl PictureData {
 }
 
 /// The graph of `b` pictures, `room` for them: resized and normalised into `patches` `(B*P, K)`.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn pictures(
     m: &Model,
     states: &mut States,
@@ -270,6 +280,9 @@ pub struct Image {
 }
 
 /// The graph of `b` images.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn image(m: &Model, states: &mut States, b: usize) -> Result<(Graph, Image)> {
     let mut g = Graph::new();
     let (side, tokens, c) = (m.config.patches(), b * m.config.image_tokens(), &m.config);
@@ -310,6 +323,9 @@ pub struct Text {
 }
 
 /// The graph of `segments` sequences, `t` rows and `q` slots together, behind the K/V rows of their images, which come `along` the first time.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn text(
     m: &Model,
     states: &mut States,
@@ -390,6 +406,9 @@ pub struct Masks {
 }
 
 /// The graph of `q` masks about the images of `sa` from the hidden states `t_q`; room for `words` words of masks.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 #[allow(clippy::too_many_arguments)]
 pub fn masks(
     m: &Model,
@@ -439,6 +458,9 @@ pub struct Whole {
 }
 
 /// One prompt of `t` tokens about one image, `q` slots, every row of every layer computed, the cross-attention as written.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn whole(m: &Model, states: &mut States, t: usize, q: usize) -> Result<(Graph, Whole)> {
     let mut g = Graph::new();
     let (side, size, d) = (m.config.patches(), m.config.force_image_size, m.decoder.width());
@@ -526,6 +548,9 @@ impl Segment {
 }
 
 /// Fills the buffers that say what each row is; K/V rows and positions follow from the segments.
+///
+/// # Errors
+/// Those of [`Device::write_i32`]; ids and segments must fill the buffers.
 pub fn write_rows(device: &mut dyn Device, rows: &Rows, ids: &[i32], segments: &[Segment]) -> Result<()> {
     let each = |first: fn(&Segment) -> usize| -> Vec<i32> {
         segments.iter().flat_map(|s| (first(s)..first(s) + s.rows.1).map(|v| v as i32)).collect()

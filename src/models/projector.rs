@@ -18,6 +18,9 @@ pub struct Projector {
 
 impl Projector {
     /// Binds `mlp1.*`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) for one that is missing, misshapen or of another type.
     pub fn bind(b: &Binder, cfg: &Config) -> Result<Self> {
         let (c, h) = (4 * cfg.vision_config.hidden_size, cfg.llm_config.hidden_size);
         Ok(Self {
@@ -29,6 +32,9 @@ impl Projector {
 }
 
 /// `f_vit` `(B*G*G, C)` to image `tokens` `(B*G*G/4, H)`. `steps`: the shuffled map gets a buffer and a name, for a dump; the values are the same.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn projector(
     g: &mut Graph,
     w: &Projector,

@@ -34,6 +34,9 @@ pub(super) fn pair(ck: &Checkpoint, name: &str, shape: &[usize]) -> Result<[Tens
 
 impl Vit {
     /// Binds `vision_model.*`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) for one that is missing, misshapen or of another type.
     pub fn bind(b: &mut Binder, cfg: &VisionConfig, patches: usize) -> Result<Self> {
         let ck = b.checkpoint;
         let (c, f, p) = (cfg.hidden_size, cfg.intermediate_size, cfg.patch_size);
@@ -79,6 +82,9 @@ pub fn patch_columns(cfg: &VisionConfig) -> usize {
 }
 
 /// `pixel_values` `(B, 3, S, S)` f32 as the rows of patches that [`vit`] reads.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn patches(g: &mut Graph, cfg: &VisionConfig, pixel_values: &Tensor) -> Result<Tensor> {
     let [b, _, size, _] = pixel_values.dims("vit pixel_values")?;
     let patches = g.act("vit.patches", [b * (size / cfg.patch_size).pow(2), patch_columns(cfg)]);
@@ -88,6 +94,9 @@ pub fn patches(g: &mut Graph, cfg: &VisionConfig, pixel_values: &Tensor) -> Resu
 }
 
 /// `patches` `(B*N, K)` of `b` tiles to the last layer's output `(B, 1+N, C)`, class token first.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn vit(g: &mut Graph, w: &Vit, cfg: &VisionConfig, patches: &Tensor, b: usize) -> Result<Tensor> {
     let (rows, c) = (patches.matrix().0, cfg.hidden_size);
     let h = g.act("vit.h", [b, 1 + rows / b, c]);
@@ -103,6 +112,9 @@ pub fn vit(g: &mut Graph, w: &Vit, cfg: &VisionConfig, patches: &Tensor, b: usiz
 }
 
 /// The encoder layers: reads and updates `h` `(B, 1+N, C)`.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) for operands that do not fit.
 pub fn layers(g: &mut Graph, w: &Vit, cfg: &VisionConfig, h: &Tensor) -> Result<()> {
     let [b, t, c] = h.dims("vit h")?;
     let (f, heads, eps) = (cfg.intermediate_size, cfg.num_attention_heads, cfg.layer_norm_eps as f32);
