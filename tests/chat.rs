@@ -11,6 +11,7 @@ use mllmseg::dump::{Data, Tokens, Value};
 use mllmseg::image::Rgb;
 use mllmseg::reference::inv_freq;
 use mllmseg::text::Question;
+use std::collections::BTreeMap;
 
 fn open(cache_tokens: usize) -> Chat {
     Chat::open(&model(), Options { cache_tokens, ..Options::default() }).unwrap()
@@ -221,6 +222,30 @@ fn a_bad_item_fails_alone() {
     assert!(error(4).contains("top-p"), "{}", error(4));
     assert!(replies[0].is_ok() && replies[2].is_ok());
     assert_eq!(chat.pages().1, 0);
+}
+
+/// Questions join while others are answered: the same answers, each handed out when it ends.
+#[test]
+fn questions_are_answered_as_they_come() {
+    let mut chat = open(4096);
+    let all = items(&chat, 9, &generation(24));
+    let expected = chat.answer(items(&chat, 9, &generation(24)));
+    let (mut waiting, mut replies) = (all.into_iter().enumerate(), BTreeMap::new());
+    let (mut most, mut order) = (0, Vec::new());
+    chat.answer_as_they_come(
+        &mut |answering| {
+            most = most.max(answering);
+            waiting.by_ref().take(3 - answering).collect()
+        },
+        &mut |i, reply| {
+            order.push(i);
+            assert!(replies.insert(i, reply.unwrap()).is_none());
+        },
+    );
+    for (i, expected) in expected.into_iter().enumerate() {
+        expect_same(&format!("item {i}"), &expected.unwrap(), &replies[&i]);
+    }
+    assert!(most == 3 && !order.is_sorted(), "a short answer does not wait for a long one: {most} {order:?}");
 }
 
 /// An answer grows as far as the cache has room; conversations that fill it are named, and closing one helps.

@@ -662,6 +662,24 @@ fn a_reader_that_goes_away_is_no_panic() {
     }
 }
 
+/// Masks are not asked for past the positions that the model was made for.
+#[test]
+fn prompts_past_the_maximum_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = common::chat::edited(&assets().join("model"), &folder.path().join("short"), |c| {
+        c["llm_config"]["max_position_embeddings"] = 120.into();
+    });
+    let (picture, out) = (image("000.png").display().to_string(), folder.path().display().to_string());
+    let long = "ring ".repeat(20);
+    let segment = ["segment", "--model", &model, "--image", &picture, "--json", "--out", &out];
+    let o = run(&[&segment[..], &["--expr", "ring", "--expr", &long]].concat());
+    exits(&o, 1);
+    let lines: Vec<Value> =
+        String::from_utf8_lossy(&o.stdout).lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert!(lines[0]["error"].is_null() && lines[0]["area"].is_number(), "{}", lines[0]);
+    assert!(lines[1]["error"].as_str().unwrap().contains("at most 120 tokens (max_position"), "{}", lines[1]);
+}
+
 #[test]
 fn small_commands() {
     let folder = tempfile::tempdir().unwrap();

@@ -19,8 +19,10 @@ use super::stats::Stats;
 use crate::chat::{self, Chat, Generation};
 use crate::engine::{LANE_IMAGES, MAX_IMAGES, Prepared};
 use crate::image::{self, Limits, Rgb};
+use crate::models::chat::SEQUENCES;
 use crate::{Answer, Engine, Error, Prompting, Result};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -444,7 +446,7 @@ enum Said {
     Text(chat::Reply),
 }
 
-/// The stage that runs what is ready, up to a run's fill, together.
+/// The stage that runs what is ready together: for masks, up to a run's fill.
 fn device(
     shared: &Shared,
     models: &mut Models,
@@ -453,7 +455,8 @@ fn device(
     to: &Sender<Piece>,
     answers: &Arc<Budget>,
 ) {
-    while let Ok(first) = from.recv() {
+    let mut next = None;
+    while let Some(first) = next.take().or_else(|| from.recv().ok()) {
         let (mut masks, mut words) = (Vec::new(), Vec::new());
         for (job, ready) in [first].into_iter().chain(from.try_iter().take(MAX_IMAGES - 1)) {
             match ready {
@@ -466,7 +469,11 @@ fn device(
         }
         let ran = [
             masks.is_empty() || shared.ran(models.engine(), |e| segment(shared, e, masks, to, answers)),
-            words.is_empty() || shared.ran(models.chat(), |chat| answer(shared, chat, words, to)),
+            words.is_empty()
+                || shared.ran(models.chat(), |chat| {
+                    next = answer(shared, chat, words, from, to)?;
+                    Ok(())
+                }),
         ];
         if ran.contains(&false) {
             return;
@@ -542,42 +549,58 @@ fn segment(
     }
 }
 
-/// Answers the questions of a batch side by side.
+/// Answers questions side by side: those of `pictures`, and as answers end those that are ready by then, up to the first picture that is ready for
+/// something else, which is returned.
 ///
 /// # Errors
 /// Those of a device that cannot go on.
 fn answer(
     shared: &Shared,
     chat: &mut Chat,
-    batch: Vec<(Arc<Job>, chat::Picture)>,
+    pictures: Vec<(Arc<Job>, chat::Picture)>,
+    from: &Receiver<(Arc<Job>, Ready)>,
     to: &Sender<Piece>,
-) -> Result<()> {
+) -> Result<Option<(Arc<Job>, Ready)>> {
     let Questions { generation, system, .. } = &shared.settings.questions;
-    let (mut places, mut items) = (Vec::new(), Vec::new());
-    for (job, picture) in &batch {
-        for (text, question) in job.item.texts.iter().enumerate() {
-            places.push((job, text));
-            items.push(chat::Item {
+    let items = |(job, picture): (Arc<Job>, chat::Picture)| {
+        let item = |(text, question): (usize, &String)| {
+            let sampling = generation.sampling.nth((job.item.index << 20) + text as u64);
+            let item = chat::Item {
                 question: question.into(),
                 pictures: vec![picture.clone()],
                 system: system.clone(),
-                generation: Generation {
-                    sampling: generation.sampling.nth((job.item.index << 20) + text as u64),
-                    ..generation.clone()
-                },
-            });
+                generation: Generation { sampling, ..generation.clone() },
+            };
+            ((Arc::clone(&job), text), item)
+        };
+        job.item.texts.iter().enumerate().map(item).collect::<Vec<_>>()
+    };
+    let (mut pictures, mut other, broken) = (pictures.into_iter(), None, OnceCell::new());
+    let mut next = |answering: usize| {
+        shared.stats.steps.fetch_add(1, Relaxed);
+        let mut more = Vec::new();
+        while answering + more.len() < SEQUENCES && other.is_none() && broken.get().is_none() {
+            match pictures.next().map(Ok).or_else(|| Some(Err(from.try_recv().ok()?))) {
+                Some(Ok(picture)) => more.extend(items(picture)),
+                Some(Err((job, Ready::Questions(picture)))) => more.extend(items((job, picture))),
+                Some(Err(ready)) => other = Some(ready),
+                None => break,
+            }
         }
+        more
+    };
+    let mut done = |(job, text), reply: Result<chat::Reply>| {
+        let answer = match reply {
+            Err(e @ Error::Device { .. }) => return drop(broken.set(e)),
+            reply => reply.map(Said::Text).map_err(|e| Failure::from(&e)),
+        };
+        let _ = to.send(Piece { job, text, answer, _hold: None });
+    };
+    shared.stats.stages[2].time(|| chat.answer_as_they_come(&mut next, &mut done));
+    match broken.into_inner() {
+        Some(e) => Err(e),
+        None => Ok(other),
     }
-    let mut step = || _ = shared.stats.steps.fetch_add(1, Relaxed);
-    let replies = shared.stats.stages[2].time(|| chat.answer_with(items, &mut step));
-    for ((job, text), reply) in places.into_iter().zip(replies) {
-        if let Err(e @ Error::Device { .. }) = reply {
-            return Err(e);
-        }
-        let answer = reply.map(Said::Text).map_err(|e| Failure::from(&e));
-        let _ = to.send(Piece { job: Arc::clone(job), text, answer, _hold: None });
-    }
-    Ok(())
 }
 
 /// The stage that makes records and files of answers.

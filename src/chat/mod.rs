@@ -241,45 +241,65 @@ impl Chat {
 
     /// Answers independent questions side by side, in their order; one that fails does not touch the others.
     pub fn answer(&mut self, items: Vec<Item>) -> Vec<Result<Reply>> {
-        self.answer_with(items, &mut || ())
+        let mut replies: Vec<Option<Result<Reply>>> = items.iter().map(|_| None).collect();
+        let mut items = items.into_iter().enumerate();
+        self.answer_as_they_come(&mut |_| items.by_ref().collect(), &mut |i, reply| replies[i] = Some(reply));
+        replies.into_iter().map(|reply| reply.expect("each is answered")).collect()
     }
 
-    /// [`answer`](Self::answer) that calls `step` after every step of the model.
-    pub fn answer_with(&mut self, items: Vec<Item>, step: &mut dyn FnMut()) -> Vec<Result<Reply>> {
-        let mut replies: HashMap<Id, Result<Reply>> = HashMap::new();
-        let ids: Vec<Result<Id>> = items
-            .into_iter()
-            .map(|item| {
-                let question = item.question.showing(item.pictures.len())?;
-                let mut conversation = self.conversation(item.system);
-                conversation.pictures = item.pictures;
-                let prompt = self.prompt(&conversation, &question)?;
-                self.submit(prompt, item.generation)
-            })
-            .collect();
-        let expected = ids.iter().flatten().count();
-        let mut broken = None;
-        while replies.len() < expected && broken.is_none() {
-            let events = self.generator.step().unwrap_or_else(|e| {
-                broken = Some(e.to_string());
-                self.generator.clear()
-            });
-            step();
-            replies.extend(events.into_iter().filter_map(|e| match e {
-                Event::Done(id, mut reply) => {
-                    reply.text = self.text(&reply.tokens);
-                    Some((id, Ok(*reply)))
+    /// Answers independent questions side by side as they come. Before every step of the model `next` is asked for more, with how many are being
+    /// answered; it ends when there are none of either. `done` gets each answer as it ends, and the tag that came with its question.
+    pub fn answer_as_they_come<T>(
+        &mut self,
+        next: &mut dyn FnMut(usize) -> Vec<(T, Item)>,
+        done: &mut dyn FnMut(T, Result<Reply>),
+    ) {
+        let mut tags: HashMap<Id, T> = HashMap::new();
+        loop {
+            for (tag, item) in next(tags.len()) {
+                match self.put(item) {
+                    Ok(id) => drop(tags.insert(id, tag)),
+                    Err(e) => done(tag, Err(e)),
                 }
-                Event::Failed(id, e) => Some((id, Err(e))),
-                Event::Tokens(..) => None,
-            }));
+            }
+            if tags.is_empty() {
+                return;
+            }
+            let (events, broken) = match self.generator.step() {
+                Ok(events) => (events, None),
+                Err(e) => (self.generator.clear(), Some(e)),
+            };
+            for event in events {
+                let (id, reply) = match event {
+                    Event::Done(id, mut reply) => {
+                        reply.text = self.text(&reply.tokens);
+                        (id, Ok(*reply))
+                    }
+                    Event::Failed(id, e) => (id, Err(e)),
+                    Event::Tokens(..) => continue,
+                };
+                if let Some(tag) = tags.remove(&id) {
+                    done(tag, reply);
+                }
+            }
+            if let Some(e) = broken {
+                let lost = || Error::Device {
+                    device: "of the chat".into(),
+                    expected: "one that works to the end".into(),
+                    found: e.to_string(),
+                };
+                tags.drain().for_each(|(_, tag)| done(tag, Err(lost())));
+            }
         }
-        let lost = || Error::Device {
-            device: "of the chat".into(),
-            expected: "one that works to the end".into(),
-            found: broken.clone().unwrap_or_default(),
-        };
-        ids.into_iter().map(|id| replies.remove(&id?).unwrap_or_else(|| Err(lost()))).collect()
+    }
+
+    /// Puts a question behind those that wait.
+    fn put(&mut self, item: Item) -> Result<Id> {
+        let question = item.question.showing(item.pictures.len())?;
+        let mut conversation = self.conversation(item.system);
+        conversation.pictures = item.pictures;
+        let prompt = self.prompt(&conversation, &question)?;
+        self.submit(prompt, item.generation)
     }
 
     /// An answer's text: without special tokens and the spaces around it, as the published `chat` returns it and keeps it in its history.

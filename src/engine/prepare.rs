@@ -17,6 +17,8 @@ pub struct Preprocessor {
     tokenizer: Arc<Tokenizer>,
     system_message: Option<String>,
     image_tokens: usize,
+    /// `max_position_embeddings`.
+    max_positions: usize,
     /// Side of the model's input, in pixels.
     size: usize,
     user_text: UserText,
@@ -84,6 +86,7 @@ impl Preprocessor {
             tokenizer,
             system_message: config.system_message.clone(),
             image_tokens: config.image_tokens(),
+            max_positions: config.llm_config.max_position_embeddings,
             size: config.force_image_size,
             user_text,
             most_pixels: if device == Choice::Cpu { 0 } else { MAX_DEVICE_PIXELS },
@@ -104,7 +107,7 @@ impl Preprocessor {
     /// Those of the model's prompts.
     pub fn rows(&self, expressions: &[&str], prompting: Prompting) -> Result<(usize, Vec<(usize, Error)>)> {
         let mut unusable = Vec::new();
-        let asked = ask(&self.prompts()?, expressions, prompting, &mut unusable);
+        let asked = self.ask(expressions, prompting, &mut unusable)?;
         Ok((rows(&asked), unusable))
     }
 
@@ -113,7 +116,7 @@ impl Preprocessor {
     /// # Errors
     /// Those of the model's prompts.
     pub fn lengths(&self, expressions: &[&str], prompting: Prompting) -> Result<(usize, Vec<usize>)> {
-        let asked = ask(&self.prompts()?, expressions, prompting, &mut Vec::new());
+        let asked = self.ask(expressions, prompting, &mut Vec::new())?;
         Ok((opening(&asked).len(), asked.iter().map(|a| a.own().len()).collect()))
     }
 
@@ -137,7 +140,7 @@ impl Preprocessor {
         prompting: Prompting,
     ) -> Result<Prepared> {
         let mut unusable = Vec::new();
-        let asked = ask(&self.prompts()?, expressions, prompting, &mut unusable);
+        let asked = self.ask(expressions, prompting, &mut unusable)?;
         let size = [picture.width, picture.height];
         let picture = if asked.is_empty() { None } else { Some(self.source(picture)?) };
         Ok(Prepared { size, picture, asked, unusable, expressions: expressions.len() })
@@ -152,7 +155,7 @@ impl Preprocessor {
     pub fn prepare_published(&self, picture: &Rgb, texts: &[&str], rejected: &[bool]) -> Result<Prepared> {
         let (prompts, n) = (self.prompts()?, texts.len());
         let ask = |rejected, expressions: std::ops::Range<usize>| -> Result<Asked> {
-            let sequence = prompts.published(texts, rejected)?;
+            let sequence = self.fit(&prompts, prompts.published(texts, rejected)?)?;
             Ok(Asked { sequence, expressions: expressions.collect() })
         };
         let mut asked = vec![ask(&[], 0..n)?];
@@ -176,48 +179,63 @@ impl Preprocessor {
         }
         resize_bicubic(picture, self.size, self.size)
     }
-}
 
-/// The sequences of one picture; an expression that cannot be used goes to `unusable`.
-fn ask(
-    prompts: &Prompts,
-    expressions: &[&str],
-    prompting: Prompting,
-    unusable: &mut Vec<(usize, Error)>,
-) -> Vec<Asked> {
-    // What stands at the last slot and behind it changes no state that is read: it is not run.
-    let until_last_slot = |mut sequence: Sequence| {
-        sequence.ids.truncate(sequence.slots.last().copied().unwrap_or(0));
-        sequence
-    };
-    let mut asked = Vec::new();
-    for (i, e) in expressions.iter().enumerate() {
-        let sequence = match prompting {
-            Prompting::Single | Prompting::Joint => prompts.single(e),
-            Prompting::Phrase => prompts.phrase(e),
-            Prompting::Reasoning => prompts.reasoning(e),
+    /// The sequences of one picture; an expression that cannot be used goes to `unusable`.
+    fn ask(
+        &self,
+        expressions: &[&str],
+        prompting: Prompting,
+        unusable: &mut Vec<(usize, Error)>,
+    ) -> Result<Vec<Asked>> {
+        let prompts = &self.prompts()?;
+        // What stands at the last slot and behind it changes no state that is read: it is not run.
+        let until_last_slot = |sequence: Sequence| {
+            let mut sequence = self.fit(prompts, sequence)?;
+            sequence.ids.truncate(sequence.slots.last().copied().unwrap_or(0));
+            Ok(sequence)
         };
-        match sequence.map(until_last_slot) {
-            Ok(sequence) => asked.push(Asked { sequence, expressions: vec![i] }),
-            Err(e) => unusable.push((i, e)),
-        }
-    }
-    if prompting == Prompting::Joint && asked.len() > 1 {
-        let usable: Vec<usize> = asked.iter().flat_map(|a| a.expressions.iter().copied()).collect();
-        match prompts.joint(&usable.iter().map(|&i| expressions[i]).collect::<Vec<_>>()) {
-            Ok(sequence) => {
-                return vec![Asked { sequence: until_last_slot(sequence), expressions: usable }];
+        let mut asked = Vec::new();
+        for (i, e) in expressions.iter().enumerate() {
+            let sequence = match prompting {
+                Prompting::Single | Prompting::Joint => prompts.single(e),
+                Prompting::Phrase => prompts.phrase(e),
+                Prompting::Reasoning => prompts.reasoning(e),
+            };
+            match sequence.and_then(until_last_slot) {
+                Ok(sequence) => asked.push(Asked { sequence, expressions: vec![i] }),
+                Err(e) => unusable.push((i, e)),
             }
-            Err(e) => {
-                let text = e.to_string();
-                for i in usable {
-                    let expected = "expressions that fit one sequence (or single prompting)".into();
-                    let (what, found) = ("joint prompt".into(), text.clone());
-                    unusable.push((i, Error::Text { what, expected, found }));
+        }
+        if prompting == Prompting::Joint && asked.len() > 1 {
+            let usable: Vec<usize> = asked.iter().flat_map(|a| a.expressions.iter().copied()).collect();
+            let texts: Vec<&str> = usable.iter().map(|&i| expressions[i]).collect();
+            match prompts.joint(&texts).and_then(until_last_slot) {
+                Ok(sequence) => asked = vec![Asked { sequence, expressions: usable }],
+                Err(e) => {
+                    let text = e.to_string();
+                    for i in usable {
+                        let expected = "expressions that fit one sequence (or single prompting)".into();
+                        let (what, found) = ("joint prompt".into(), text.clone());
+                        unusable.push((i, Error::Text { what, expected, found }));
+                    }
+                    asked.clear();
                 }
-                return Vec::new();
             }
         }
+        Ok(asked)
     }
-    asked
+
+    /// `sequence`, if what it is behind and it have positions that the model was made for: masks are not asked for past them, where the published
+    /// code turns every position otherwise for each length.
+    fn fit(&self, prompts: &Prompts, sequence: Sequence) -> Result<Sequence> {
+        let all = prompts.prefix().len() + self.image_tokens + sequence.ids.len();
+        if all > self.max_positions {
+            return Err(Error::Text {
+                what: "prompt".into(),
+                expected: format!("at most {} tokens (max_position_embeddings)", self.max_positions),
+                found: all.to_string(),
+            });
+        }
+        Ok(sequence)
+    }
 }
