@@ -14,6 +14,8 @@ use std::time::Instant;
 /// The model has the architecture of the 8B one (vision tower, language model, mask decoder) and 4.5 M parameters; it
 /// was trained on drawings of shapes. Prints each expression's IoU with the ground truth, writes overlays and one page,
 /// index.html, that shows them side by side.
+///
+/// Example: mllmseg demo --out overlays
 #[derive(clap::Args)]
 pub struct Args {
     /// Folder for overlays and the page

@@ -5,6 +5,8 @@ use mllmseg::device::cuda;
 use std::process::ExitCode;
 
 /// Say what this machine can run, and what is missing
+///
+/// Example: mllmseg doctor
 #[derive(clap::Args)]
 pub struct Args {}
 

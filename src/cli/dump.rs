@@ -19,6 +19,8 @@ use std::sync::Arc;
 /// Nothing is shared and nothing left out: these are the values that the published code computes, in f32, under the
 /// names and in the shapes of the golden files (vit.layer0, llm.norm, logits_prev, dec.mask, ...). With --nodes, the
 /// outputs of nodes that match (llm.0.wqkv) are written too.
+///
+/// Example: mllmseg dump --model DIR --image cats.jpg --expr "the left cat" --out values.safetensors
 #[derive(clap::Args)]
 pub struct Args {
     /// Checkpoint: a folder, or ORG/NAME in the Hugging Face cache

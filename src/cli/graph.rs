@@ -13,6 +13,8 @@ use std::sync::Arc;
 ///
 /// There are five: `system` (once a model), `pictures` and `image` (once a picture: the vision tower), `text` (the language model over a
 /// batch of sequences, here the first one about a picture, whose rows come along), `masks` (a batch of expressions). Bytes are those of bf16 activations.
+///
+/// Example: mllmseg graph --model DIR --json
 #[derive(clap::Args)]
 pub struct Args {
     /// Checkpoint: a folder, or ORG/NAME in the Hugging Face cache

@@ -8,6 +8,8 @@ use std::process::ExitCode;
 /// Show a checkpoint's config, files and parameters, and what is missing
 ///
 /// Exits with 1 if a tensor that config.json implies is missing, has another shape, or (with --values) is not finite.
+///
+/// Example: mllmseg inspect --model DIR --values
 #[derive(clap::Args)]
 pub struct Args {
     /// A checkpoint's folder, or ORG/NAME in the Hugging Face cache

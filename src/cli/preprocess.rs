@@ -10,6 +10,8 @@ use std::process::ExitCode;
 ///
 /// The file holds `image`, u8 (S, S, 3). With --tiles it also holds `tiles`, u8 (N, S, S, 3): the views of the
 /// dynamic preprocessing that chat uses, row by row, the thumbnail last.
+///
+/// Example: mllmseg preprocess --image cats.jpg --tiles --out seen.safetensors
 #[derive(clap::Args)]
 pub struct Args {
     /// Picture: JPEG, PNG, WebP, BMP, TIFF or GIF

@@ -21,6 +21,8 @@ const MAX_LINE_BYTES: u64 = 64 << 20;
 /// The text of a special token becomes that token here, as in the published tokenizer
 /// (`segment` treats what a user writes as text). A bad line is reported on stderr with
 /// its number; the others go on.
+///
+/// Example: echo '{"text":"left cat"}' | mllmseg tokenize --model DIR
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
