@@ -455,6 +455,13 @@ fn absurd_configs() {
     for (name, text, words) in raw {
         refused("one", words, name, |dir| std::fs::write(dir.join("config.json"), text).unwrap());
     }
+    refused("one", &["`vision_config.image_size / patch_size`", "2 to 256", "512"], "patches", |dir| {
+        edit_json(dir.join("config.json"), |c| {
+            c["force_image_size"] = json!(1024);
+            c["vision_config"]["image_size"] = json!(1024);
+            c["vision_config"]["patch_size"] = json!(2);
+        })
+    });
     refused("one", &["`vision_config.hidden_size`", "nothing"], "missing field", |dir| {
         edit_json(dir.join("config.json"), |c| {
             drop(c["vision_config"].as_object_mut().unwrap().remove("hidden_size"))

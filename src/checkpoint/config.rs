@@ -13,6 +13,9 @@ use std::path::Path;
 /// Bytes that a `config.json` may have (the published ones have 5,000).
 const MAX_BYTES: u64 = 1 << 20;
 
+/// Patches on a side that a picture may have (the published models' have 32): attention takes the time of their fourth power.
+const MAX_PATCHES: usize = 256;
+
 /// The whole file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {
@@ -230,6 +233,7 @@ impl Config {
         c.number("vision_config.patch_size", v.patch_size, 1..=64)?;
         c.number("vision_config.image_size", v.image_size, 2 * v.patch_size..=4096)?;
         c.multiple("vision_config.image_size", v.image_size, "2 * patch_size", 2 * v.patch_size)?;
+        c.number("vision_config.image_size / patch_size", self.patches(), 2..=MAX_PATCHES)?;
         c.real("vision_config.layer_norm_eps", v.layer_norm_eps, 0.0..=1.0)?;
         c.one_of("vision_config.hidden_act", &v.hidden_act, "gelu")?;
         c.one_of("vision_config.norm_type", &v.norm_type, "layer_norm")?;
