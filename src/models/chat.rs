@@ -54,12 +54,6 @@ impl Model {
         let model = Self { config, vit, projector, llm };
         Ok((model, b.finish(Arc::clone(checkpoint))))
     }
-
-    /// Bytes of the K and V of one token over all layers, for activations of `act` bytes.
-    pub fn kv_bytes(&self, act: usize) -> usize {
-        let c = &self.config.llm_config;
-        2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim() * act
-    }
 }
 
 /// What the graphs read and write that outlives a run.

@@ -94,12 +94,6 @@ impl Model {
         let model = Self { config, vit, projector, llm, decoder };
         Ok((model, b.finish(Arc::clone(checkpoint))))
     }
-
-    /// Bytes of one K/V cache row over all layers, for activations of `act` bytes.
-    pub fn kv_row_bytes(&self, act: usize) -> usize {
-        let c = &self.config.llm_config;
-        2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim() * act
-    }
 }
 
 /// Makes state buffers, each with a number of its own.
