@@ -662,6 +662,7 @@ impl Engine {
         let kv = states.kv_cache(&m.config, cap);
         let (graph, io) = mllmseg::system(m, &mut states, &kv, prefix.len(), savings)?;
         let system = (Plan::new(graph, act)?, io);
+        self.session = None; // its buffers are made anew: where memory is short for one, nothing is left of the others
         states.tensors.iter().try_for_each(|t| self.device.allocate(t))?;
         let session = Session {
             kept: states.tensors.len(),

@@ -4,37 +4,56 @@ use super::{Device, Fetch, Seen, Values};
 use crate::graph::{DType, Place, Tensor, Window};
 use crate::models::Bound;
 use crate::plan::Plan;
-use crate::reference::{Precision, View, ViewMut, Weights, widen};
+use crate::reference::{Precision, Short, View, ViewMut, Weights, widen};
 use crate::{Error, Result};
-use std::cell::UnsafeCell;
+use memmap2::{MmapMut, MmapRaw};
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Instant;
 
-/// The start of a cache line, so that no vector of a tensor's row straddles two.
-#[derive(Clone)]
-#[repr(align(64))]
-struct Line(#[allow(dead_code)] [u64; 8]);
+/// Bytes of a buffer from which on it is compared with the free memory before it is made.
+const LARGE: usize = 64 << 20;
 
-/// Bytes that several views may write, one node at a time.
-struct Bytes(UnsafeCell<Vec<Line>>);
-
-// SAFETY: an owned vector; sharing it between threads is never possible, as `Bytes` is not `Sync`.
-unsafe impl Send for Bytes {}
+/// Zeroed pages that several views may write, one node at a time. They take memory as they are written, not before: a K/V cache may never be full.
+struct Bytes(MmapRaw);
 
 impl Bytes {
-    fn new(bytes: usize) -> Self {
-        Self(UnsafeCell::new(vec![Line([0; 8]); bytes.div_ceil(size_of::<Line>())]))
+    /// # Errors
+    /// [`Error::OutOfMemory`] if the system has no room, or promises more than it has free.
+    fn new(what: &str, bytes: usize) -> Result<Self> {
+        if bytes >= LARGE && free().is_some_and(|free| free < bytes as u64) {
+            return Err(short(what, bytes));
+        }
+        MmapMut::map_anon(bytes).map(|pages| Self(pages.into())).map_err(|_| short(what, bytes))
     }
 
     fn start(&self) -> *mut u8 {
-        // SAFETY: no reference to the vector is kept; only its buffer's address leaves, and nothing ever resizes it.
-        unsafe { (*self.0.get()).as_mut_ptr().cast() }
+        self.0.as_mut_ptr()
     }
 
     fn len(&self) -> usize {
-        // SAFETY: the vector itself is never written after `new`.
-        unsafe { (&*self.0.get()).len() * size_of::<Line>() }
+        self.0.len()
     }
+}
+
+/// [`Error::OutOfMemory`].
+fn short(what: &str, bytes: usize) -> Error {
+    let free = free().unwrap_or(0);
+    Error::OutOfMemory { device: "cpu".into(), what: what.into(), need: bytes as u64, free }
+}
+
+/// Bytes that this process can still fill: what is available or free for swapping, within its own limit of address space (`ulimit -v`). Unknown
+/// where there is no `/proc`.
+fn free() -> Option<u64> {
+    let field = |file: &str, name: &str| -> Option<u64> {
+        let text = std::fs::read_to_string(file).ok()?;
+        text.lines().find_map(|l| l.strip_prefix(name)?.split_whitespace().next()?.parse().ok())
+    };
+    let kilobytes =
+        field("/proc/meminfo", "MemAvailable:")? + field("/proc/meminfo", "SwapFree:").unwrap_or(0);
+    let limit = field("/proc/self/limits", "Max address space").unwrap_or(u64::MAX); // "unlimited" is no number
+    let used = field("/proc/self/status", "VmSize:").unwrap_or(0) << 10;
+    Some((kilobytes << 10).min(limit.saturating_sub(used)))
 }
 
 /// A model's weights and everything a plan touches, in the CPU's memory.
@@ -42,13 +61,13 @@ pub struct Cpu {
     weights: Bound,
     precision: Precision,
     states: HashMap<u32, Bytes>,
-    arena: Bytes,
+    arena: Option<Bytes>,
 }
 
 impl Cpu {
     /// A device with no state buffers yet.
     pub fn new(weights: Bound, precision: Precision) -> Self {
-        Self { weights, precision, states: HashMap::new(), arena: Bytes::new(0) }
+        Self { weights, precision, states: HashMap::new(), arena: None }
     }
 
     /// Copies `data` into the state buffer of `t`; `data` must fill it.
@@ -99,14 +118,15 @@ impl Device for Cpu {
         };
         let bytes = t.len() * t.dtype.bytes(4);
         if self.states.get(&id).is_none_or(|b| b.len() < bytes) {
-            self.states.insert(id, Bytes::new(bytes));
+            self.states.remove(&id); // before there is another one
+            self.states.insert(id, Bytes::new(&t.name, bytes)?);
         }
         Ok(())
     }
 
     fn release(&mut self) -> Result<()> {
         self.states.clear();
-        self.arena = Bytes::new(0);
+        self.arena = None;
         Ok(())
     }
 
@@ -131,8 +151,9 @@ impl Device for Cpu {
     }
 
     fn run(&mut self, plan: &Plan, _each: bool, seen: Seen) -> Result<()> {
-        if self.arena.len() < plan.arena_bytes {
-            self.arena = Bytes::new(plan.arena_bytes);
+        if self.arena.as_ref().is_none_or(|a| a.len() < plan.arena_bytes) {
+            self.arena = None; // before there is another one
+            self.arena = Some(Bytes::new("activations", plan.arena_bytes)?);
         }
         let memory = self.memory(Some(plan));
         for (i, node) in plan.graph.nodes.iter().enumerate() {
@@ -140,7 +161,12 @@ impl Device for Cpu {
                 memory.check(t).map_err(|e| Error::Node { node: node.name.clone(), source: Box::new(e) })?;
             }
             let start = Instant::now();
-            node.op.run(&memory);
+            catch_unwind(AssertUnwindSafe(|| node.op.run(&memory))).map_err(|e| {
+                match e.downcast::<Short>() {
+                    Ok(e) => short(&node.name, e.0),
+                    Err(e) => resume_unwind(e),
+                }
+            })?;
             seen(i, node, start.elapsed(), &memory)?;
         }
         Ok(())
@@ -249,9 +275,10 @@ impl<'a> Memory<'a> {
             Place::State(id) => self.cpu.states.get(&id).map(|b| (b.start(), b.len())),
             Place::Activation(id) => {
                 let offset = (*self.plan?.offsets.get(id as usize)?)?;
-                let len = self.cpu.arena.len().checked_sub(offset)?;
+                let arena = self.cpu.arena.as_ref()?;
+                let len = arena.len().checked_sub(offset)?;
                 // SAFETY: `offset` is inside the arena by the subtraction above.
-                Some((unsafe { self.cpu.arena.start().add(offset) }, len))
+                Some((unsafe { arena.start().add(offset) }, len))
             }
             Place::Weight(_) | Place::Derived(_) => None,
         }
@@ -296,5 +323,57 @@ impl<'a> Memory<'a> {
         let (start, len) = self.range(t);
         // SAFETY: as in `slice`; the one slice for writing of these bytes.
         unsafe { std::slice::from_raw_parts_mut(start, len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::Graph;
+    use crate::ops;
+
+    fn cpu() -> Cpu {
+        Cpu::new(Bound::default(), Precision::F32)
+    }
+
+    /// A chain of two copies of `x`, planned for the CPU.
+    fn copies(x: &Tensor) -> Plan {
+        let mut g = Graph::new();
+        let (a, b) = (g.act("a", &x.shape[..]), g.act("b", &x.shape[..]));
+        g.push("first", ops::copy(&a.all(), x).unwrap());
+        g.push("second", ops::copy(&b.all(), &a).unwrap());
+        Plan::new(g, 4).unwrap()
+    }
+
+    /// More than there can be is an error, which names it; what was there before is not in its way, and the device goes on.
+    #[test]
+    fn memory_that_is_not_there_is_an_error() {
+        let state = |rows| Tensor::new("kv", DType::Act, [rows, 1 << 20], Place::State(0));
+        let (few, many) = (state(1), state(1 << 26)); // 4 MB, 256 TB
+        let mut cpu = cpu();
+        cpu.allocate(&few).unwrap();
+        let e = cpu.allocate(&many).unwrap_err();
+        assert!(
+            matches!(&e, Error::OutOfMemory { what, need, .. } if what == "kv" && *need == 1 << 48),
+            "{e}"
+        );
+        let run = |cpu: &mut Cpu, x: &Tensor| cpu.run(&copies(x), false, &mut |_, _, _, _| Ok(()));
+        let e = run(&mut cpu, &many).unwrap_err();
+        assert!(matches!(&e, Error::OutOfMemory { what, .. } if what == "activations"), "{e}");
+        cpu.allocate(&few).unwrap();
+        run(&mut cpu, &few).unwrap();
+    }
+
+    /// Buffers take memory as they are written.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn pages_that_nobody_writes_take_no_memory() {
+        let resident = || {
+            let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+            pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+        };
+        let before = resident();
+        let bytes = Bytes::new("cache", 1 << 30).unwrap();
+        assert!(resident() < before + (1 << 29) && bytes.len() == 1 << 30);
     }
 }

@@ -88,8 +88,8 @@ pub trait Device: Values + Send {
     /// Makes the state buffer of `t`, in place of any that has its number. Its contents are undefined until they are written.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) for a tensor that is no state buffer; [`Error::OutOfMemory`](crate::Error::OutOfMemory);
-    /// [`Error::Device`](crate::Error::Device) for a device that failed.
+    /// [`Error::Shape`](crate::Error::Shape) for a tensor that is no state buffer; [`Error::OutOfMemory`](crate::Error::OutOfMemory), then
+    /// there may be none of its number; [`Error::Device`](crate::Error::Device) for a device that failed.
     fn allocate(&mut self, t: &Tensor) -> Result<()>;
 
     /// Gives the memory of all state buffers and activations back.
@@ -134,7 +134,7 @@ pub trait Device: Values + Send {
     /// of each part (first word of the nodes' names) only, with the part's time.
     ///
     /// # Errors
-    /// [`Error::Node`](crate::Error::Node) for a node that cannot run or fails.
+    /// [`Error::Node`](crate::Error::Node) for a node that cannot run or fails; [`Error::OutOfMemory`](crate::Error::OutOfMemory).
     fn run(&mut self, plan: &Plan, each: bool, seen: Seen) -> Result<()>;
 
     /// Whether [`queue`](Self::queue) returns before the plan has run.

@@ -148,7 +148,7 @@ impl Op for LayerNorm {
         let mut shuffled = Vec::new();
         let x = match self.add {
             Add::Shuffle(side) => {
-                shuffled.resize(self.x.len(), 0.0);
+                reference::Short::resize(&mut shuffled, self.x.len());
                 reference::pixel_shuffle(&mut shuffled, m.f32(&self.x), side, self.x.shape[1]);
                 &shuffled
             }

@@ -352,7 +352,7 @@ impl Op for Matmul {
         let x = match &self.norm {
             None => m.f32(&self.x),
             Some((w, eps)) => {
-                normed.resize(self.x.len(), 0.0);
+                reference::Short::resize(&mut normed, self.x.len());
                 reference::rmsnorm(&mut normed, m.f32(&self.x), &m.vector(w), *eps);
                 &normed
             }

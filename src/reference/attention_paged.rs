@@ -3,7 +3,7 @@
 //! Every row and head is computed for itself, in the order of its keys: its bits depend on nothing else in the batch, nor on how its
 //! sequence was cut into chunks.
 
-use super::math;
+use super::{Short, math};
 use crate::ops::PAGE;
 use crate::reference::matmul::Shared;
 use multiversion::multiversion;
@@ -62,7 +62,7 @@ pub fn attention_paged(y: &mut [f32], q: &[f32], k: &[f32], v: &[f32], at: Pagin
         });
         let queries: Vec<_> = queries.collect();
         let most = queries.iter().map(|q| q.0).max().unwrap_or(0);
-        scores.resize(queries.len() * most, 0.0);
+        Short::resize(scores, queries.len() * most);
         let pages: Vec<usize> =
             (0..most.div_ceil(PAGE)).map(|i| at.page(slot.max(0) as usize, i, g)).collect();
         for (i, page) in pages.iter().enumerate() {

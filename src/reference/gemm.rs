@@ -8,7 +8,7 @@
 //! The `gemm` crate, called on widened tiles, transposes and packs every weight tile again; this does not. How it compares with PyTorch's
 //! MKL and oneDNN is in benches/records/. Tested against that crate and, exactly, on small integers.
 
-use super::{Precision, Weights};
+use super::{Precision, Short, Weights};
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
 use multiversion::multiversion;
@@ -39,7 +39,7 @@ impl Buffer {
     pub fn words(&mut self, n: usize) -> &mut [u32] {
         let lines = n.div_ceil(16);
         if self.0.len() < lines {
-            self.0.resize(lines, Line::zeroed());
+            Short::resize(&mut self.0, lines);
         }
         &mut bytemuck::cast_slice_mut(&mut self.0)[..n]
     }

@@ -55,6 +55,7 @@ pub use sample::{SAMPLE_DRAWS, SAMPLE_KNOBS, Sampling, choose, sample};
 pub use sigmoid::sigmoid;
 pub use vit_tokens::vit_tokens;
 
+use bytemuck::Zeroable;
 use half::bf16;
 
 /// What the matmuls of the CPU device compute with.
@@ -106,6 +107,20 @@ pub fn has_bf16() -> bool {
     return is_x86_feature_detected!("avx512bf16");
     #[cfg(not(target_arch = "x86_64"))]
     return false;
+}
+
+/// There is no memory for so many bytes of a computation's own values: what it unwinds with, to the device that runs it.
+pub(crate) struct Short(pub usize);
+
+impl Short {
+    /// Makes `values` as long as an operand's size decides; what is new is zero.
+    pub fn resize<T: Zeroable + Clone>(values: &mut Vec<T>, n: usize) {
+        let more = n.saturating_sub(values.len());
+        if values.try_reserve_exact(more).is_err() {
+            std::panic::resume_unwind(Box::new(Self(n * size_of::<T>()))); // calls no panic hook
+        }
+        values.resize(n, T::zeroed());
+    }
 }
 
 /// bf16 to f32, exactly.

@@ -1,0 +1,156 @@
+//! Memory that is short on the CPU: an error of one line and not the end of the process; a batch is made do with in halves, and what comes after
+//! is answered as ever. The limits are those of the address space (`ulimit -v`): of this process, so that
+//! its tests take turns, or of a child.
+
+mod common;
+
+use common::chat::edited;
+use common::demo::{assets, model, picture, scenes};
+use mllmseg::engine::{Prepared, Request};
+use mllmseg::{Answer, Engine, Error, Options, Prompting, Segmentation};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::Mutex;
+
+const MB: u64 = 1 << 20;
+
+/// The demo's model with `side` patches on a side and `width` channels in its vision tower's MLP; weights that are more are zero.
+fn larger(to: &Path, side: usize, width: usize) -> String {
+    let dir = edited(model().as_ref(), to, |c| {
+        let (c, size) = (c.as_object_mut().unwrap(), serde_json::json!(14 * side));
+        c["vision_config"]["intermediate_size"] = width.into();
+        c["vision_config"]["image_size"] = size.clone();
+        c["force_image_size"] = size;
+    });
+    let bytes = std::fs::read(Path::new(&model()).join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let larger = tensors.iter().map(|(name, t)| {
+        let (mut shape, mut data) = (t.shape().to_vec(), t.data().to_vec());
+        let (axis, extent) = match name.strip_prefix("vision_model.").and_then(|n| n.rsplit_once("mlp.")) {
+            Some((_, "fc1.weight" | "fc1.bias")) => (0, width),
+            Some((_, "fc2.weight")) => (1, width),
+            _ if name.ends_with("position_embedding") => (1, 1 + side * side),
+            _ => return (name, t.dtype(), shape, data),
+        };
+        let row = data.len() / shape[..axis].iter().product::<usize>();
+        let more = vec![0; row / shape[axis] * (extent - shape[axis])];
+        data = data.chunks_exact(row).flat_map(|row| [row, &more].concat()).collect();
+        shape[axis] = extent;
+        (name, t.dtype(), shape, data)
+    });
+    let larger: Vec<_> = larger.collect();
+    let views = larger.iter().map(|(n, d, s, data)| (*n, TensorView::new(*d, s.clone(), data).unwrap()));
+    std::fs::remove_file(to.join("model.safetensors")).unwrap(); // a link
+    safetensors::serialize_to_file(views, None, &to.join("model.safetensors")).unwrap();
+    dir
+}
+
+/// Bytes of address space that this process has.
+fn used() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    // SAFETY: no pointer goes in or out.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as u64;
+    pages.split(' ').next().unwrap().parse::<u64>().unwrap() * page
+}
+
+fn limit(bytes: u64) {
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: `limit` is read.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
+}
+
+/// What `f` gives where there is room for so many bytes more.
+fn within<T>(bytes: u64, f: impl FnOnce() -> T) -> T {
+    limit(used() + bytes);
+    let result = f();
+    limit(libc::RLIM_INFINITY);
+    result
+}
+
+static TURN: Mutex<()> = Mutex::new(());
+
+fn prepared(engine: &Engine, pictures: usize) -> Vec<Prepared> {
+    let preprocessor = engine.preprocessor();
+    let scenes = scenes();
+    let requests = scenes.iter().take(pictures).map(|s| Request::new(picture(&s.image), s.texts()));
+    requests.map(|r| preprocessor.prepare(&r).unwrap()).collect()
+}
+
+#[track_caller]
+fn identical(a: &[Segmentation], b: &[Segmentation]) {
+    let values = |s: &[Segmentation]| -> Vec<_> {
+        let answers = s.iter().flat_map(|s| &s.answers).map(|a| a.as_ref().unwrap());
+        answers.map(|a: &Answer| (a.score.to_bits(), a.area, a.bbox, a.no_target, a.mask.clone())).collect()
+    };
+    assert!(values(a) == values(b));
+}
+
+#[test]
+fn a_batch_is_made_do_with_in_halves() {
+    let _turn = TURN.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let dir = larger(&folder.path().join("wide"), 16, 16384); // the MLP takes 17 MB a picture, most of what a run needs
+    let open = || Engine::open(&dir, Options::default()).unwrap();
+    let expected = open().segment_batch(&mut prepared(&open(), 8), false).unwrap();
+
+    // Eight pictures' activations do not fit; four's do, but not what their products need beside them.
+    let mut engine = open();
+    let plan = engine.memory_plan([8, 300, 20, 20 * 300 * 300]).unwrap();
+    assert!(plan.iter().any(|(what, bytes)| *what == "activations" && *bytes > 130 * MB), "{plan:?}");
+    let mut pictures = prepared(&engine, 8);
+    identical(&within(110 * MB, || engine.segment_batch(&mut pictures, false)).unwrap(), &expected);
+
+    // One does not fit; when there is room again, nothing is left of that.
+    let mut engine = open();
+    let mut short = prepared(&engine, 1);
+    let e = within(10 * MB, || engine.segment_batch(&mut short, false).map(drop)).unwrap_err();
+    assert!(matches!(&e, Error::OutOfMemory { .. }), "{e}");
+    identical(&engine.segment_batch(&mut prepared(&engine, 1), false).unwrap(), &expected[..1]);
+
+    // Nor is there room for a longer text than the buffers have: what is left of them is not taken for those with the system prompt's keys.
+    let many: Vec<String> =
+        (0..130).map(|i| format!("the large red square to the left of circle {i}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let long = engine.preprocessor().prepare_parts(&picture("images/000.png"), &many, Prompting::Joint);
+    let e = within(4 * MB, || engine.segment_batch(&mut [long.unwrap()], false).map(drop)).unwrap_err();
+    assert!(matches!(&e, Error::OutOfMemory { what, .. } if what.starts_with("kv.")), "{e}");
+    identical(&engine.segment_batch(&mut prepared(&engine, 1), false).unwrap(), &expected[..1]);
+}
+
+/// The program with so many bytes of address space.
+fn program(bytes: u64, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mllmseg"));
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+    // SAFETY: it calls nothing but setrlimit, which may be called between fork and exec.
+    unsafe {
+        command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_AS, &limit) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        })
+    };
+    // A thread's heap is 64 MB of address space.
+    command.args(args).env("RAYON_NUM_THREADS", "2").env("MALLOC_ARENA_MAX", "2").output().unwrap()
+}
+
+#[test]
+fn the_program_says_what_does_not_fit() {
+    let _turn = TURN.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let large = larger(&folder.path().join("large"), 256, 16384); // the MLP takes 4.3 GB a picture
+    let (model, out) = (model(), folder.path().join("out").display().to_string());
+    let image = assets().join("images/000.png").display().to_string();
+    let refused = |what: &str, bytes: u64, args: &[&str]| {
+        let o = program(bytes, args);
+        let stderr = String::from_utf8_lossy(&o.stderr);
+        assert_eq!(o.status.code(), Some(1), "{args:?}: {stderr}");
+        assert!(stderr.lines().count() == 1 && stderr.contains("device cpu: expected"), "{stderr}");
+        assert!(stderr.contains(&format!("GB of free memory for {what}")), "{stderr}");
+    };
+    let cache = ["--image", &image, "--cache-tokens", "16777216", "Where?"];
+    refused("kv.k_pages", 16 << 30, &[&["chat", "--model", &model][..], &cache].concat());
+    let ask = ["--image", &image, "--expr", "the red square", "--out", &out];
+    refused("activations", 2 << 30, &[&["segment", "--model", &large][..], &ask].concat());
+}
