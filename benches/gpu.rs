@@ -9,7 +9,7 @@
 use cudarc::driver::result as cu;
 use cudarc::driver::sys;
 use half::bf16;
-use mllmseg::device::cpu::Cpu;
+use mllmseg::device::Cpu;
 use mllmseg::device::cuda::Cuda;
 use mllmseg::device::{Choice, Device, Values};
 use mllmseg::graph::{DType, Graph, Tensor};

@@ -158,10 +158,10 @@ impl Tensor {
         (self.place, self.offset..self.offset + self.len())
     }
 
-    /// Whether the two share bytes.
+    /// Whether the two share bytes; of two types, whether they share a place.
     pub fn overlaps(&self, other: &Tensor) -> bool {
         let ((p, a), (q, b)) = (self.span(), other.span());
-        p == q && a.start < b.end && b.start < a.end
+        p == q && (self.dtype != other.dtype || (a.start < b.end && b.start < a.end))
     }
 }
 
@@ -191,6 +191,23 @@ pub struct Node {
     pub name: String,
     /// What is computed, on which operands.
     pub op: Box<dyn Op>,
+}
+
+impl Node {
+    /// An error if the op writes bytes that `share` says another operand has. The one operand that an op updates in place, which stands in both of its
+    /// lists, is no other; a tensor that was given to it twice is.
+    pub(crate) fn apart(&self, share: impl Fn(&Tensor, &Tensor) -> bool) -> Result<()> {
+        let (reads, writes) = (self.op.reads(), self.op.writes());
+        for (i, w) in writes.iter().enumerate() {
+            let mut others = reads.iter().filter(|r| !std::ptr::eq(**r, *w)).chain(&writes[i + 1..]);
+            if let Some(o) = others.find(|o| share(w, o)) {
+                let (expected, found) = ("written operands apart from the others", format!("{w} over {o}"));
+                let source = Box::new(Error::shape(self.op.kind(), expected, found));
+                return Err(Error::Node { node: self.name.clone(), source });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A value with a name of its own: what a golden tensor or a dump calls it.

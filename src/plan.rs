@@ -1,6 +1,6 @@
 //! A graph laid out: every activation's offset in one arena, from the nodes' lifetimes.
 
-use crate::graph::{Graph, Place};
+use crate::graph::{Graph, Place, Tensor};
 use crate::{Error, Result};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -33,8 +33,7 @@ impl Plan {
     /// Places the activations: the biggest first, each at the lowest offset that is free for its whole life.
     ///
     /// # Errors
-    /// [`Error::Node`] for a node that reads an activation never written, or whose written operand shares bytes
-    /// with another operand (the same tensor may be read and written: in-place ops).
+    /// [`Error::Node`] for a node that reads an activation never written, writes a weight, or writes bytes of another of its operands.
     pub fn new(graph: Graph, act_bytes: usize) -> Result<Self> {
         let mut lives: Vec<Option<Life>> = graph.activations.iter().map(|_| None).collect();
         for (i, node) in graph.nodes.iter().enumerate() {
@@ -43,17 +42,9 @@ impl Plan {
                 source: Box::new(Error::shape(node.op.kind(), expected, found)),
             };
             let (reads, writes) = (node.op.reads(), node.op.writes());
-            for (k, w) in writes.iter().enumerate() {
-                if let Some(o) = writes[k + 1..].iter().find(|o| w.overlaps(o)) {
-                    return Err(fail("written operands apart", format!("{w} over {o}")));
-                }
-                let same = |o: &&&crate::graph::Tensor| o.offset == w.offset && o.shape == w.shape;
-                if let Some(o) = reads.iter().find(|o| w.overlaps(o) && !same(o)) {
-                    return Err(fail("written operand apart from those read", format!("{w} over {o}")));
-                }
-                if matches!(w.place, Place::Weight(_) | Place::Derived(_)) {
-                    return Err(fail("weights only read", format!("{w} written")));
-                }
+            node.apart(Tensor::overlaps)?;
+            if let Some(w) = writes.iter().find(|w| matches!(w.place, Place::Weight(_) | Place::Derived(_))) {
+                return Err(fail("weights only read", format!("{w} written")));
             }
             for t in &reads {
                 if let Place::Activation(id) = t.place
@@ -97,13 +88,14 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::DType;
     use crate::ops;
 
     /// A chain of copies needs two buffers, whatever its length; every pair alive at once stays apart.
     #[test]
     fn a_chain_takes_two_buffers() {
         let mut g = Graph::new();
-        let first = crate::graph::Tensor::new("in", crate::graph::DType::Act, [100, 8], Place::State(0));
+        let first = Tensor::new("in", DType::Act, [100, 8], Place::State(0));
         let mut x = first;
         for _ in 0..10 {
             let y = g.act("y", [100, 8]);
@@ -123,11 +115,34 @@ mod tests {
         assert!(e.contains("node `copy`") && e.contains("written before they are read"), "{e}");
     }
 
+    /// Operands share bytes only where nobody writes them, and where the op updates the one operand in place; not where it was given a tensor twice.
     #[test]
     fn overlapping_operands_are_an_error() {
-        let mut g = Graph::new();
-        let x = crate::graph::Tensor::new("x", crate::graph::DType::Act, [8, 8], Place::State(0));
-        g.push("copy", ops::copy(&x.rows(0..4).all(), &x.rows(2..6)).unwrap());
-        assert!(Plan::new(g, 4).is_err());
+        fn plan(op: Result<impl ops::Op + 'static>) -> Result<Plan> {
+            let mut g = Graph::new();
+            g.push("op", op.unwrap());
+            Plan::new(g, 4)
+        }
+        #[track_caller]
+        fn refused(op: Result<impl ops::Op + 'static>) {
+            let e = plan(op).err().unwrap().to_string();
+            assert!(e.contains("node `op`") && e.contains("written operands apart"), "{e}");
+        }
+        let state = |i, shape: &[usize]| Tensor::new("t", DType::Act, shape, Place::State(i));
+        let (x, h, w, one) = (state(0, &[8, 8]), state(1, &[8, 8]), state(2, &[8, 8]), state(3, &[8]));
+        refused(ops::copy(&x.rows(0..4).all(), &x.rows(2..6)));
+        refused(ops::copy(&x.all(), &x));
+        refused(ops::rmsnorm(&x, &x, &one, 1e-6));
+        refused(ops::rmsnorm(&x, &x.clone().reshape([8, 8]), &one, 1e-6));
+        refused(ops::layernorm(&x.all(), &x, &one, &one, 1e-6));
+        refused(ops::sigmoid(&x, &x));
+        let add = |y, x| ops::matmul(y, x, &w)?.then(ops::Epilogue::Residual);
+        refused(add(&x, &x));
+        refused(ops::argmax(
+            &Tensor::new("y", DType::I32, [8], Place::State(0)),
+            &x.rows(4..8).reshape([8, 4]),
+        ));
+        assert!(plan(add(&h, &x)).is_ok() && plan(ops::rmsnorm(&h, &x, &one, 1e-6)).is_ok());
+        assert!(plan(ops::matmul(&h, &x, &x)).is_ok());
     }
 }

@@ -8,6 +8,7 @@ use crate::reference::{Precision, Short, View, ViewMut, Weights, widen};
 use crate::{Error, Result};
 use memmap2::{MmapMut, MmapRaw};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Instant;
 
@@ -160,6 +161,10 @@ impl Device for Cpu {
             for t in node.op.reads().into_iter().chain(node.op.writes()) {
                 memory.check(t).map_err(|e| Error::Node { node: node.name.clone(), source: Box::new(e) })?;
             }
+            node.apart(|a, b| {
+                let (a, b) = (memory.addresses(a), memory.addresses(b));
+                a.start < b.end && b.start < a.end
+            })?;
             let start = Instant::now();
             catch_unwind(AssertUnwindSafe(|| node.op.run(&memory))).map_err(|e| {
                 match e.downcast::<Short>() {
@@ -190,8 +195,9 @@ impl Values for Memory<'_> {
 
 /// Tensors as slices, for the ops.
 ///
-/// Slices for writing are handed out from a shared reference. That is sound because a [`Plan`] refuses a node whose written operands
-/// share bytes with its others, nodes run one after another, and ops take each operand's slice once.
+/// Slices for writing are handed out from a shared reference. That is sound because only this crate's ops ever hold a `Memory`; they take slices of
+/// the operands that they name, each once, one that is updated in place as one for writing; before a node runs, [`Cpu::run`](Device::run) has
+/// refused one that writes bytes of another of its operands; and nodes run one after another.
 pub struct Memory<'a> {
     cpu: &'a Cpu,
     plan: Option<&'a Plan>,
@@ -231,12 +237,6 @@ impl<'a> Memory<'a> {
     /// u8 elements to read.
     pub fn u8(&self, t: &Tensor) -> &'a [u8] {
         self.slice(t)
-    }
-
-    /// u8 elements to write.
-    #[allow(clippy::mut_from_ref)]
-    pub fn u8_mut(&self, t: &Tensor) -> &'a mut [u8] {
-        self.slice_mut(t)
     }
 
     /// A window to read.
@@ -289,39 +289,42 @@ impl<'a> Memory<'a> {
         if matches!(t.place, Place::Weight(_) | Place::Derived(_)) {
             return Ok(());
         }
-        let size = t.dtype.bytes(4);
+        let end = t.offset.saturating_add(t.len()).saturating_mul(t.dtype.bytes(4));
         let found = self.buffer(t).map_or(0, |b| b.1);
-        if (t.offset + t.len()) * size <= found {
+        if end <= found {
             return Ok(());
         }
-        Err(Error::shape(
-            &*t.name,
-            format!("a buffer of {} bytes", (t.offset + t.len()) * size),
-            format!("{found}"),
-        ))
+        Err(Error::shape(&*t.name, format!("a buffer of {end} bytes"), found.to_string()))
+    }
+
+    /// Where the bytes are of a tensor that may be written.
+    fn addresses(&self, t: &Tensor) -> Range<usize> {
+        let Some((start, _)) = self.buffer(t) else { return 0..0 };
+        let start = start.addr() + t.offset * t.dtype.bytes(4);
+        start..start + t.len() * t.dtype.bytes(4)
     }
 
     /// Start and number of the `T`s of a tensor.
     fn range<T>(&self, t: &Tensor) -> (*mut T, usize) {
         self.check(t).expect("operands are checked before a node runs");
-        let size = t.dtype.bytes(4);
-        debug_assert!(size_of::<T>() == size || matches!(t.dtype, DType::Act));
-        let (start, _) = self.buffer(t).expect("checked above");
+        assert_eq!(size_of::<T>(), t.dtype.bytes(4), "bytes of an element of `{}`", t.name);
+        let start = self.buffer(t).expect("checked above").0.cast::<T>();
+        assert!(start.is_aligned(), "the place of `{}`", t.name);
         // SAFETY: inside the buffer by `check`.
-        (unsafe { start.add(t.offset * size) }.cast(), t.len() * size / size_of::<T>())
+        (unsafe { start.add(t.offset) }, t.len())
     }
 
     fn slice<T: bytemuck::Pod>(&self, t: &Tensor) -> &'a [T] {
         let (start, len) = self.range(t);
-        // SAFETY: `range` is inside a buffer that lives for 'a; buffers start cache lines and offsets are whole elements; any bits are
-        // a valid `T: Pod`; no slice for writing shares bytes with it (see the type's documentation).
+        // SAFETY: `range` is aligned and inside a buffer that lives for 'a; its pages were zeroed and any bits are a valid `T: Pod`; no slice for
+        // writing shares bytes with it (see the type's documentation).
         unsafe { std::slice::from_raw_parts(start, len) }
     }
 
     #[allow(clippy::mut_from_ref)]
     fn slice_mut<T: bytemuck::Pod>(&self, t: &Tensor) -> &'a mut [T] {
         let (start, len) = self.range(t);
-        // SAFETY: as in `slice`; the one slice for writing of these bytes.
+        // SAFETY: as in `slice`; it is the one slice of these bytes (see the type's documentation).
         unsafe { std::slice::from_raw_parts_mut(start, len) }
     }
 }
@@ -375,5 +378,17 @@ mod tests {
         let before = resident();
         let bytes = Bytes::new("cache", 1 << 30).unwrap();
         assert!(resident() < before + (1 << 29) && bytes.len() == 1 << 30);
+    }
+
+    /// Whatever was done to a plan, no op has two slices of bytes that it writes.
+    #[test]
+    fn operands_that_share_bytes_are_refused() {
+        let x = Tensor::new("x", DType::Act, [4, 8], Place::State(0));
+        let mut plan = copies(&x);
+        plan.offsets[1] = plan.offsets[0];
+        let mut cpu = cpu();
+        cpu.allocate(&x).unwrap();
+        let e = cpu.run(&plan, false, &mut |_, _, _, _| Ok(())).unwrap_err().to_string();
+        assert!(e.contains("node `second`") && e.contains("apart"), "{e}");
     }
 }

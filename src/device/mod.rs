@@ -1,8 +1,10 @@
-//! Devices: where a plan runs. [`cpu`] runs `reference/`; [`cuda`] runs the compiled kernels, on a GPU or on the simulated driver.
+//! Devices: where a plan runs. [`Cpu`] runs `reference/`; [`cuda`] runs the compiled kernels, on a GPU or on the simulated driver.
 
-pub mod cpu;
+pub(crate) mod cpu;
 pub mod cuda;
 pub mod gpu;
+
+pub use cpu::Cpu;
 
 use crate::Result;
 use crate::graph::{Node, Tensor, Window};
@@ -192,7 +194,7 @@ pub fn open(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Box<dyn Device>> {
     Ok(match choice {
-        Choice::Cpu => Box::new(cpu::Cpu::new(weights, precision)),
+        Choice::Cpu => Box::new(Cpu::new(weights, precision)),
         Choice::Cuda(_) | Choice::Sim => Box::new(cuda::Cuda::open(choice, weights, progress)?),
     })
 }

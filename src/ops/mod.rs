@@ -66,7 +66,7 @@ pub trait Op: Send + Sync {
     /// The op's name, that of its file: `rmsnorm`.
     fn kind(&self) -> &'static str;
 
-    /// Operands that are read; one that is updated in place is in both lists.
+    /// Operands that are read; one that is updated in place is in both lists, the same `&Tensor`.
     fn reads(&self) -> Vec<&Tensor>;
 
     /// Operands that are written.
@@ -93,7 +93,8 @@ pub trait Op: Send + Sync {
         Err(Error::shape(self.kind(), "an op with a kernel", "one for the CPU alone"))
     }
 
-    /// Runs `reference/<op>.rs` on the CPU's memory.
+    /// Runs `reference/<op>.rs` on the CPU's memory. Takes slices of the operands that the op names alone, each once, one that is updated in
+    /// place to write. The memory's type is the crate's own, so that no op is made elsewhere.
     fn run(&self, memory: &Memory);
 }
 

@@ -1,7 +1,7 @@
 //! One op on the simulated driver, every check on, beside the same op on the CPU's reference; or on a GPU (see [`device`]).
 
 use half::bf16;
-use mllmseg::device::cpu::Cpu;
+use mllmseg::device::Cpu;
 use mllmseg::device::cuda::{self, Cuda};
 use mllmseg::device::{Choice, Device};
 use mllmseg::graph::{DType, Graph, Tensor};
