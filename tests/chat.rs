@@ -258,7 +258,7 @@ fn a_full_cache_says_so() {
     assert_eq!((reply.finish, reply.prompt_tokens + reply.tokens.len()), (Finish::CacheFull, 256));
     let e = one(&mut chat, "Hello", vec![], &generation(4)).err().unwrap().to_string();
     assert!(e.contains("conversations hold 256 of 256") && e.contains("--cache-tokens"), "{e}");
-    let e = chat.say(&mut conversation, &"More ".repeat(99), vec![], &long, &mut |_| true).err().unwrap();
+    let e = chat.say(&mut conversation, "More ".repeat(99), vec![], &long, &mut |_| true).err().unwrap();
     assert!(e.to_string().contains("fewer tokens than the K/V cache holds (256"), "{e}");
     drop(conversation);
     one(&mut chat, "Hello", vec![], &generation(4)).unwrap();
@@ -266,7 +266,7 @@ fn a_full_cache_says_so() {
     let mut conversation = chat.conversation(None);
     chat.say(&mut conversation, "Hello", vec![], &generation(4), &mut |_| true).unwrap();
     let (_, held) = chat.pages();
-    let reply = one(&mut chat, &"Well, ".repeat(5), vec![], &long).unwrap();
+    let reply = one(&mut chat, "Well, ".repeat(5), vec![], &long).unwrap();
     assert_eq!((reply.finish, held), (Finish::CacheFull, 1));
     assert_eq!((reply.prompt_tokens + reply.tokens.len()).div_ceil(64), 3);
 }
