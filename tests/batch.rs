@@ -478,6 +478,94 @@ fn a_checkpoint_that_changed_is_another() {
     assert!(String::from_utf8_lossy(&o.stderr).contains("differs in its model"), "{o:?}");
 }
 
+/// A folder keeps what it holds unless it is this run's: other files, other runs; and says in what a run differs.
+#[test]
+fn a_folder_keeps_what_is_not_this_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (manifest, out) = (write_manifest(dir.path(), 60), dir.path().join("out"));
+    exits(&batch(&manifest, &out, &["--report"]), 0);
+    let says = |o: &Output, code: i32, text: &str| {
+        exits(o, code);
+        let stderr = String::from_utf8_lossy(&o.stderr);
+        assert!(stderr.contains(text), "{text}: {stderr}");
+    };
+    says(
+        &batch(&manifest, &out, &["--report", "--exif"]),
+        2,
+        "differs in its options (exif false, not exif true)",
+    );
+    // One letter in the middle, and the same length.
+    let lines = std::fs::read_to_string(&manifest).unwrap();
+    let middle = lines[..lines.len() / 2].rfind("item ").unwrap();
+    std::fs::write(&manifest, format!("{}itex {}", &lines[..middle], &lines[middle + 5..])).unwrap();
+    says(&batch(&manifest, &out, &["--report"]), 2, "differs in its source (manifest.jsonl");
+    std::fs::write(&manifest, &lines).unwrap();
+    // What a byte that changed makes doubtful is done again, and it is said.
+    let results = out.join("results.jsonl");
+    let expected = std::fs::read(&results).unwrap();
+    let mut damaged = expected.clone();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    std::fs::write(&results, &damaged).unwrap();
+    says(&batch(&manifest, &out, &["--report"]), 0, "lines of the journal did not fit the results");
+    assert!(std::fs::read(&results).unwrap() == expected && out.join("report.html").exists());
+    exits(&batch(&manifest, &out, &["--restart"]), 0);
+    assert!(!out.join("report.html").exists());
+
+    let foreign = dir.path().join("foreign");
+    std::fs::create_dir(&foreign).unwrap();
+    std::fs::write(foreign.join("journal"), "dear diary").unwrap();
+    says(&batch(&manifest, &foreign, &[]), 2, "no file `journal` but a run's");
+    assert_eq!(std::fs::read(foreign.join("journal")).unwrap(), b"dear diary");
+    // A first line that was not written to its end is a run's.
+    std::fs::write(foreign.join("journal"), "mllmseg-bat").unwrap();
+    exits(&batch(&manifest, &foreign, &[]), 0);
+    for [option, file] in [
+        ["--coco", &manifest.display().to_string()],
+        ["--parquet", &results.display().to_string()],
+        ["--coco", &out.join("masks/a").display().to_string()],
+    ] {
+        says(&batch(&manifest, &out, &[option, file]), 2, "a file of its own");
+    }
+    let both = dir.path().join("both").display().to_string();
+    says(&batch(&manifest, &out, &["--coco", &both, "--parquet", &both]), 2, "a file of its own");
+    assert!(std::fs::read_to_string(&manifest).unwrap() == lines);
+}
+
+/// A picture that was missing is looked for again by the next run.
+#[test]
+fn what_was_missing_may_come() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifest = dir.path().join("manifest.jsonl");
+    std::fs::write(&manifest, json!({"image": "later.png", "expr": "ring"}).to_string()).unwrap();
+    let out = dir.path().join("out");
+    exits(&batch(&manifest, &out, &[]), 3);
+    std::fs::copy(assets().join(&scenes()[0].image), dir.path().join("later.png")).unwrap();
+    exits(&batch(&manifest, &out, &[]), 0);
+    assert!(matches!(records(&out)[..], [Record { outcome: Outcome::Mask(_), .. }]));
+}
+
+/// What is no manifest is not read as one; what an editor puts before one is no part of it.
+#[test]
+fn manifests_are_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let (manifest, out) = (write_manifest(dir.path(), 2), dir.path().join("out"));
+    let lines = std::fs::read_to_string(&manifest).unwrap();
+    std::fs::write(&manifest, format!("\u{feff}{lines}")).unwrap();
+    exits(&batch(&manifest, &out, &[]), 0);
+    for (bytes, says) in
+        [(&[0x1f, 0x8b, 8, 0][..], "compressed"), (&[9, 0, 0, 0, 0, 0, 0, 0, b'{'], "a binary one")]
+    {
+        std::fs::write(&manifest, bytes).unwrap();
+        let o = batch(&manifest, &dir.path().join("none"), &[]);
+        exits(&o, 2);
+        assert!(String::from_utf8_lossy(&o.stderr).contains(says), "{o:?}");
+    }
+    let o = batch(Path::new("/dev/null"), &dir.path().join("none"), &[]);
+    exits(&o, 2);
+    assert!(String::from_utf8_lossy(&o.stderr).contains("a pipe or a device"), "{o:?}");
+}
+
 /// A named pipe that nobody writes to does not hold up the others.
 #[test]
 fn a_pipe_is_no_picture() {

@@ -79,7 +79,7 @@ fn questions_are_answered_in_their_places() {
     let bad = [
         (json!({"image": picture, "questions": []}), "at least one expression or question"),
         (json!({"image": picture, "question": "a", "expr": "b"}), "found 2"),
-        (json!({"image": "gone.png", "question": "a"}), "gone.png"),
+        (json!({"image": dir.path(), "question": "a"}), "irectory"),
         (json!({"image": picture, "question": "<image> or <image>?"}), "`<image>`"),
         (json!({"image": picture, "question": "many ".repeat(20_000)}), "expected"),
         (json!({"image": picture, "question": " \t"}), "nothing but spaces"),
@@ -150,7 +150,7 @@ fn questions_are_answered_in_their_places() {
     exits(&o, 3);
     let dry: Value = serde_json::from_slice(&o.stdout).unwrap();
     let asked: usize = scenes.iter().enumerate().map(|(i, s)| [1, s.chat.len(), 0][i % 3]).sum();
-    // The bad lines that are items with a question: a picture that is gone, two places for one picture, too long, blank.
+    // The bad lines that are items with a question: a picture that is a folder, two places for one picture, too long, blank.
     assert_eq!(
         (dry["questions"].as_u64(), dry["failing"].as_u64()),
         (Some(asked as u64 + 4), Some(6)),

@@ -368,7 +368,7 @@ fn reason_seg_is_read_and_what_is_ignored_is_not_judged() {
     let metrics = score(&split, &results, |_| Ok(())).unwrap().metrics(&split, Protocol::Deploy);
     assert_eq!(
         (metrics.ciou, metrics.giou, metrics.rec, metrics.n_acc),
-        (84.0 / 184.0, 84.0 / 184.0, None, None)
+        (Some(84.0 / 184.0), Some(84.0 / 184.0), None, None)
     );
     std::fs::remove_file(val.join("b.json")).unwrap();
     assert!(matches!(place.read(&["val".into()]), Err(Error::Io { .. })));

@@ -94,6 +94,7 @@ fn look(models: &Models, item: &Item, settings: &Settings, found: &mut DryRun) -
     let size = match &item.picture {
         Picture::Bad(failure) => return Err(failure.clone()),
         Picture::Path { path, .. } => {
+            item.picture.regular()?;
             let bytes =
                 std::fs::metadata(path).map_err(Error::io(path, "open")).map_err(|e| Failure::from(&e))?;
             if bytes.len() > settings.limits.max_bytes {

@@ -44,6 +44,16 @@ impl Picture {
             Self::Bad(_) => "",
         }
     }
+
+    /// An error for a name of which nobody may ever have anything to read: a pipe, a device.
+    pub(super) fn regular(&self) -> Result<(), Failure> {
+        match self {
+            Self::Path { name, path } if path.metadata().is_ok_and(|m| !m.is_file() && !m.is_dir()) => {
+                Err(Failure::permanent(format!("{name}: expected a picture file, found a pipe or a device")))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// How an item's texts are asked.
@@ -101,8 +111,8 @@ impl From<&Error> for Failure {
         use std::io::ErrorKind as Io;
         let kind = match e {
             Error::Io { source, .. } => match source.kind() {
-                Io::NotFound | Io::PermissionDenied | Io::IsADirectory | Io::NotADirectory => Kind::Permanent,
-                Io::InvalidInput | Io::InvalidFilename => Kind::Permanent,
+                // What is missing may come: a mount that was down.
+                Io::IsADirectory | Io::InvalidInput | Io::InvalidFilename => Kind::Permanent,
                 _ => Kind::Transient,
             },
             Error::Device { .. } | Error::OutOfMemory { .. } | Error::Node { .. } => Kind::Transient,

@@ -28,6 +28,8 @@ pub const RESULTS: &str = "results.jsonl";
 pub const PARTIAL: &str = "results.partial.jsonl";
 /// The journal.
 pub const JOURNAL: &str = "journal";
+/// The page that shows the first items, if it was asked for.
+pub const REPORT: &str = "report.html";
 /// Folder of masks, if they were asked for.
 pub const MASKS: &str = "masks";
 /// Folder of overlays, if they were asked for.
@@ -36,6 +38,10 @@ pub const OVERLAYS: &str = "overlays";
 const SYNC: Duration = Duration::from_secs(1);
 /// A line of the journal is shorter than this.
 const MAX_LINE: u64 = 1 << 20;
+/// Bytes of a journal that does not fit its results in which lines are counted.
+const MAX_REST: u64 = 1 << 30;
+/// What a journal begins with.
+const MAGIC: &str = "mllmseg-batch 1 ";
 
 /// What is run. A journal of another run is not continued.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +56,28 @@ pub struct Run {
     pub unordered: bool,
     /// This shard and how many there are.
     pub shard: [u64; 2],
+}
+
+impl Run {
+    /// In what it differs from `other`, and where.
+    pub(super) fn differs(&self, other: &Self) -> String {
+        let lines = |a: &str, b: &str, by: &str| {
+            let (a, b): (Vec<_>, Vec<_>) = (a.split(by).collect(), b.split(by).collect());
+            let apart = a.iter().zip(&b).find(|(a, b)| a != b);
+            apart.map_or_else(String::new, |(a, b)| format!(" ({a}, not {b})"))
+        };
+        if self.source != other.source {
+            format!("source{}", lines(&self.source, &other.source, "\n"))
+        } else if self.model != other.model {
+            format!("model{}", lines(&self.model, &other.model, "\n"))
+        } else if self.options != other.options {
+            format!("options{}", lines(&self.options, &other.options, ", "))
+        } else if self.unordered != other.unordered {
+            format!("options (unordered {}, not {})", self.unordered, other.unordered)
+        } else {
+            format!("shard ({:?}, not {:?})", self.shard, other.shard)
+        }
+    }
 }
 
 /// How an item ended: the worst of its records.
@@ -186,6 +214,7 @@ pub struct Output<'d> {
     data: File,
     known: Known,
     finished: bool,
+    lost: u64,
     synced: Instant,
 }
 
@@ -229,31 +258,27 @@ impl<'d> Output<'d> {
             _ if restart => {}
             Some(found) if *found == run => {}
             Some(found) => {
-                let differs = |what: &'static str, same: bool| (!same).then_some(what);
-                let what = differs("source", found.source == run.source)
-                    .or(differs("model", found.model == run.model))
-                    .or(differs("options", found.options == run.options && found.unordered == run.unordered))
-                    .unwrap_or("shard");
-                return other(
-                    "results of the same run",
-                    &format!("those of a run that differs in its {what}"),
-                );
+                let found = format!("those of a run that differs in its {}", found.differs(&run));
+                return other("results of the same run", &found);
             }
             None if dir.join(RESULTS).exists() || dir.join(PARTIAL).exists() => {
                 return other("a folder without results of other runs", "results without a journal");
             }
+            // One that was ended while it wrote the first line leaves a part of it.
+            None if !begins(&journal, &path)? => return other("no file `journal` but a run's", "another"),
             None => {}
         }
         let continues = found.is_some() && !restart;
         if !continues {
             disk.truncate(&journal, 0).map_err(Error::io(&path, "truncate"))?;
-            [RESULTS, PARTIAL].iter().try_for_each(|f| disk.remove(&dir.join(f)))?;
+            (&journal).rewind().map_err(Error::io(&path, "seek in"))?; // it was read
+            [RESULTS, PARTIAL, REPORT].iter().try_for_each(|f| disk.remove(&dir.join(f)))?;
             if found.is_some() {
                 for folder in [MASKS, OVERLAYS].map(|f| dir.join(f)).iter().filter(|f| f.is_dir()) {
                     std::fs::remove_dir_all(folder).map_err(Error::io(folder, "remove"))?;
                 }
             }
-            let line = line(&format!("mllmseg-batch 1 {}", serde_json::to_string(&run).unwrap_or_default()));
+            let line = line(&format!("{MAGIC}{}", serde_json::to_string(&run).unwrap_or_default()));
             disk.write(&journal, line.as_bytes()).map_err(Error::io(&path, "write"))?;
         }
         let partial = dir.join(PARTIAL);
@@ -280,10 +305,25 @@ impl<'d> Output<'d> {
                 (bytes, known, data, false)
             }
         };
-        let mut output =
-            Self { disk, dir: dir.into(), run, journal, data, known, finished, synced: Instant::now() };
+        let mut output = Self {
+            disk,
+            dir: dir.into(),
+            run,
+            journal,
+            data,
+            known,
+            finished,
+            lost: 0,
+            synced: Instant::now(),
+        };
         let length = |f: &File, p: &Path| f.metadata().map(|m| m.len()).map_err(Error::io(p, "look at"));
         if length(&output.journal, &path)? > bytes {
+            let mut rest = Vec::new();
+            let mut from = &output.journal;
+            from.seek(SeekFrom::Start(bytes))
+                .and_then(|_| from.take(MAX_REST).read_to_end(&mut rest))
+                .map_err(Error::io(&path, "read"))?;
+            output.lost = rest.iter().filter(|&&b| b == b'\n').count() as u64;
             disk.truncate(&output.journal, bytes).map_err(Error::io(&path, "truncate"))?;
         }
         if length(&output.data, &partial)? > output.known.end {
@@ -310,6 +350,12 @@ impl<'d> Output<'d> {
     /// Whether every item of the source is recorded, and none as a transient failure.
     pub fn complete(&self) -> bool {
         self.finished && self.known.items.is_some() && self.known.again.is_empty()
+    }
+
+    /// Lines of the journal that were cut off when it was opened, as one before them or its results had been changed: their items are done
+    /// again.
+    pub fn lost(&self) -> u64 {
+        self.lost
     }
 
     /// What is run.
@@ -483,6 +529,13 @@ impl Finished {
     pub fn open(dir: &Path) -> Result<Self> {
         let (journal, results) = (dir.join(JOURNAL), dir.join(RESULTS));
         let open = |p: &Path| File::open(p).map_err(Error::io(p, "open"));
+        if !journal.exists() {
+            return Err(Error::file(dir, "a shard's results (OUT/shard-*)", "no journal"));
+        }
+        if !results.exists() {
+            let expected = "finished results (run the batch again to its end)";
+            return Err(Error::file(dir, expected, "unfinished ones"));
+        }
         let (file, data) = (open(&journal)?, open(&results)?);
         let mut lines = Lines::new(&file, &journal)?;
         let run = lines.next()?.as_deref().and_then(header);
@@ -542,7 +595,14 @@ fn line(text: &str) -> String {
 
 /// The run that a journal's first line names.
 fn header(text: &str) -> Option<Run> {
-    serde_json::from_str(text.strip_prefix("mllmseg-batch 1 ")?).ok()
+    serde_json::from_str(text.strip_prefix(MAGIC)?).ok()
+}
+
+/// Whether a file is empty or begins as a journal does.
+fn begins(journal: &File, path: &Path) -> Result<bool> {
+    let mut start = vec![0; MAGIC.len()];
+    let n = journal.read_at(&mut start, 0).map_err(Error::io(path, "read"))?;
+    Ok(MAGIC.as_bytes().starts_with(&start[..n]))
 }
 
 impl Entry {

@@ -63,7 +63,8 @@ pub fn open(source: &str, exprs: &[String]) -> Result<Input> {
         let mut paths = Vec::new();
         for entry in entries {
             let file = entry.map_err(Error::io(path, "list"))?.path();
-            if is_picture(&file) {
+            if is_picture(&file) && !file.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."))
+            {
                 paths.push(file);
             }
         }
@@ -86,11 +87,12 @@ pub fn open(source: &str, exprs: &[String]) -> Result<Input> {
             "no such file",
         ));
     };
+    if paths.is_empty() {
+        let expected = format!("pictures ({}), or one manifest", EXTENSIONS.join(", "));
+        return Err(Error::usage(source, expected, "none"));
+    }
     if exprs.is_empty() {
         return Err(Error::usage("--expr", "what is asked of a folder's pictures", "nothing"));
-    }
-    if paths.is_empty() {
-        return Err(Error::usage(source, format!("pictures ({})", EXTENSIONS.join(", ")), "none"));
     }
     Ok(pictures(paths, exprs))
 }
@@ -109,11 +111,22 @@ fn matched(source: &str) -> Result<Option<Vec<PathBuf>>> {
     if !is_glob && names.len() == 1 && names[0] == source {
         return Ok(None);
     }
-    let mut files = Vec::new();
+    let (mut files, many) = (Vec::new(), names.len() > 1);
     for name in names {
         if is_glob {
             let bad = |e: glob::PatternError| Error::usage(source, "a glob", e.to_string());
-            files.extend(glob::glob(&name).map_err(bad)?.filter_map(std::result::Result::ok));
+            let options = glob::MatchOptions { require_literal_leading_dot: true, ..Default::default() };
+            let before = files.len();
+            for file in glob::glob_with(&name, options).map_err(bad)? {
+                files.push(file.map_err(|e| Error::io(&e.path().to_path_buf(), "list")(e.into()))?);
+            }
+            if many && files.len() == before {
+                return Err(Error::usage(
+                    source,
+                    "files for every name in braces",
+                    format!("none for {name}"),
+                ));
+            }
         } else if Path::new(&name).is_file() {
             files.push(name.into());
         } else {
@@ -185,7 +198,7 @@ fn shards(files: &[PathBuf], exprs: &[String]) -> Result<Option<Input>> {
     if paths.is_empty() {
         return Ok(None);
     }
-    let mut fingerprints = paths.iter().map(|p| fingerprint(p)).collect::<Result<Vec<_>>>()?;
+    let mut fingerprints = paths.iter().map(|p| fingerprint(p, 0)).collect::<Result<Vec<_>>>()?;
     fingerprints.extend_from_slice(exprs);
     let mut length = 0;
     for path in paths.iter().filter(|_| !is_parquet) {
@@ -226,17 +239,27 @@ fn pictures(paths: Vec<PathBuf>, exprs: &[String]) -> Input {
     Input { items: Box::new(items), fingerprint, position, length }
 }
 
-/// A file for the journal: its name, its size, the CRC-32 of its first and last 64 KiB.
+/// Manifests, and a checkpoint's small files, up to this size are looked at whole for the journal.
+const WHOLE: [u64; 2] = [1 << 30, 16 << 20];
+
+/// A file for the journal: its name, its size, the CRC-32 of all of it; of one above `whole` bytes of its first and last 64 KiB.
 ///
 /// # Errors
 /// [`Error::Io`].
-pub fn fingerprint(path: &Path) -> Result<String> {
+fn fingerprint(path: &Path, whole: u64) -> Result<String> {
     const PART: u64 = 64 << 10;
     let look = || {
         let mut file = File::open(path)?;
         let bytes = file.metadata()?.len();
         let mut crc = crc32fast::Hasher::new();
         let mut part = Vec::new();
+        if bytes <= whole {
+            while file.by_ref().take(PART).read_to_end(&mut part)? > 0 {
+                crc.update(&part);
+                part.clear();
+            }
+            return Ok((bytes, crc.finalize()));
+        }
         file.by_ref().take(PART).read_to_end(&mut part)?;
         crc.update(&part);
         file.seek(SeekFrom::Start(bytes.saturating_sub(PART).max(part.len() as u64)))?;
@@ -250,7 +273,7 @@ pub fn fingerprint(path: &Path) -> Result<String> {
     Ok(format!("{name} {bytes} {crc:08x}"))
 }
 
-/// A checkpoint for the journal: as it is named, and the [`fingerprint`] of each of its files.
+/// A checkpoint for the journal: as it is named, and name, size and checksum of each of its files (of large ones, of their beginnings and ends).
 ///
 /// # Errors
 /// [`Error::File`] if there is none of that name; [`Error::Io`].
@@ -265,18 +288,35 @@ pub fn model(name: &str) -> Result<String> {
     };
     files.retain(of_model);
     files.sort();
-    let lines = std::iter::once(Ok(name.into())).chain(files.iter().map(|file| fingerprint(file)));
+    let lines = std::iter::once(Ok(name.into())).chain(files.iter().map(|file| fingerprint(file, WHOLE[1])));
     Ok(lines.collect::<Result<Vec<String>>>()?.join("\n"))
 }
 
 fn manifest(path: &Path) -> Result<Input> {
-    let file = File::open(path).map_err(Error::io(path, "open"))?;
+    // What cannot be read again cannot be continued.
+    let usage = |found: &str| Error::usage(path.display().to_string(), "a file of JSON lines", found);
+    if !path.metadata().map_err(Error::io(path, "open"))?.is_file() {
+        return Err(usage("a pipe or a device"));
+    }
+    let mut file = File::open(path).map_err(Error::io(path, "open"))?;
     let length = file.metadata().map_err(Error::io(path, "look at"))?.len();
+    let mut start = Vec::new();
+    file.by_ref().take(4096).read_to_end(&mut start).map_err(Error::io(path, "read"))?;
+    if start.starts_with(&[0x1f, 0x8b]) {
+        return Err(usage("one that is compressed"));
+    }
+    if start.starts_with(&[0, 0]) || start.get(4..8) == Some(&[0; 4]) {
+        return Err(usage("a binary one"));
+    }
+    file.rewind().map_err(Error::io(path, "read"))?;
     let position = Arc::new(AtomicU64::new(0));
     let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
     let lines = JsonLines::new(BufReader::new(file), path, folder, Arc::clone(&position));
-    Ok(Input { items: Box::new(lines), fingerprint: fingerprint(path)?, position, length })
+    Ok(Input { items: Box::new(lines), fingerprint: fingerprint(path, WHOLE[0])?, position, length })
 }
+
+/// What some editors put before a text in UTF-8.
+const BOM: &[u8] = "\u{feff}".as_bytes();
 
 /// Items of JSON lines.
 pub struct JsonLines<R> {
@@ -325,6 +365,9 @@ impl<R: BufRead> JsonLines<R> {
                     self.line
                 );
                 return Ok(Some(Err(Failure::permanent(message))));
+            }
+            if self.line == 1 && bytes.starts_with(BOM) {
+                bytes.drain(..BOM.len());
             }
             if !bytes.trim_ascii().is_empty() {
                 return Ok(Some(Ok(bytes)));
@@ -405,7 +448,8 @@ fn parse(line: &[u8], at: &impl Fn() -> String) -> std::result::Result<Line, (Va
     }
     serde_json::from_slice(line).map_err(|e| {
         let named: Named = serde_json::from_slice(line).unwrap_or_default();
-        (named.id, bad(e.to_string()))
+        // Which line is said already.
+        (named.id, bad(e.to_string().replace(" at line 1 column ", " at byte ")))
     })
 }
 

@@ -23,9 +23,12 @@ pub fn merge(shards: &[PathBuf], out: &Path, restart: bool) -> Result<Counts> {
         let (first, items) = expected.get_or_insert((run.clone(), finished.items));
         let usage =
             |expected: String, found: String| Error::usage(dir.display().to_string(), expected, found);
-        if *first != run || *items != finished.items {
-            let found = format!("another: {run:?}, {} items", finished.items);
-            return Err(usage(format!("a shard of the same run: {first:?}, {items} items"), found));
+        if *first != run {
+            let found = format!("one that differs in its {}", run.differs(first));
+            return Err(usage("a shard of the same run".into(), found));
+        }
+        if *items != finished.items {
+            return Err(usage(format!("a shard of {items} items"), format!("{} items", finished.items)));
         }
         if let Some((other, _)) = by_number.insert(number, (dir.clone(), finished)) {
             return Err(usage(format!("shard {number} once"), format!("it is also in {}", other.display())));

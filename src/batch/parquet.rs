@@ -37,9 +37,14 @@ const ROW_GROUP: usize = 4096;
 /// Rows of these files, by what their last pages say.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::File`] for a file that is no Parquet file.
+/// [`Error::Io`].
 pub fn rows(paths: &[PathBuf]) -> Result<u64> {
-    paths.iter().map(|p| Ok(open(p)?.metadata().file_metadata().num_rows().max(0) as u64)).sum()
+    let rows = |path: &PathBuf| match open(path) {
+        Ok(file) => Ok(file.metadata().file_metadata().num_rows().max(0) as u64),
+        Err(Error::File { .. }) => Ok(1), // an item that says so
+        Err(e) => Err(e),
+    };
+    paths.iter().map(rows).sum()
 }
 
 /// Reads files one after another. If there are `exprs`, these are asked of every picture and the column of expressions is not
@@ -48,7 +53,12 @@ pub fn read(paths: Vec<PathBuf>, exprs: &[String], position: Arc<AtomicU64>) -> 
     let exprs = exprs.to_vec();
     spawn(move |items| {
         for path in &paths {
-            if !read_file(path, &exprs, &position, items)? {
+            // One that is damaged is an item that says so, behind those before it: the others go on.
+            let go_on = match read_file(path, &exprs, &position, items) {
+                Err(e @ Error::File { .. }) => items.push_broken(path, &e),
+                read => read?,
+            };
+            if !go_on {
                 break;
             }
         }
@@ -79,14 +89,15 @@ fn read_file(path: &Path, exprs: &[String], position: &AtomicU64, items: &mut It
     let image = find("image").or_else(|| find("jpg")).or_else(|| find("png"));
     let names = || columns.iter().map(|c| c.name()).collect::<Vec<_>>().join(", ");
     let Some(image) = image else {
-        return Err(Error::file(path, "a column `image`", format!("columns {}", names())));
+        let found = format!("columns {}", names());
+        return Err(Error::usage(path.display().to_string(), "a column `image`", found));
     };
     let texts = EXPRESSIONS.iter().chain(&QUESTIONS).find_map(|n| find(n)).filter(|_| exprs.is_empty());
     let questions = texts.as_ref().is_some_and(|t| QUESTIONS.contains(&t.name()));
     let ask = if questions { Ask::Questions } else { Ask::Expressions };
     if exprs.is_empty() && texts.is_none() {
         let expected = format!("a column of expressions ({}), or --expr", EXPRESSIONS.join(", "));
-        return Err(Error::file(path, expected, format!("columns {}", names())));
+        return Err(Error::usage(path.display().to_string(), expected, format!("columns {}", names())));
     }
     let id = find("id").filter(|c| c.is_primitive());
     let wanted: Vec<Arc<Type>> =

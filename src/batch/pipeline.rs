@@ -373,13 +373,12 @@ fn alone(stage: impl FnOnce()) {
 
 /// The bytes of an item's picture, and an estimate of what it needs in flight.
 fn load(item: &mut Item, limits: &Limits) -> (Result<Vec<u8>, Failure>, u64) {
+    let regular = item.picture.regular();
     let bytes = match &mut item.picture {
         Picture::Bytes { bytes, .. } => Ok(std::mem::take(bytes)),
-        // Nobody may ever write into a pipe of that name.
-        Picture::Path { path, name } if path.metadata().is_ok_and(|m| !m.is_file() && !m.is_dir()) => {
-            Err(Failure::permanent(format!("{name}: expected a picture file, found a pipe or a device")))
+        Picture::Path { path, .. } => {
+            regular.and_then(|()| image::read_bytes(path, limits).map_err(|e| Failure::from(&e)))
         }
-        Picture::Path { path, .. } => image::read_bytes(path, limits).map_err(|e| Failure::from(&e)),
         Picture::Bad(failure) => Err(failure.clone()),
     };
     let need = bytes.as_ref().map_or(0, |bytes| {

@@ -1,7 +1,7 @@
 //! One static page that shows results: each item's overlay, its expressions and scores; a click shows the overlay large. No script.
 
 use super::item::{Outcome, Record};
-use super::journal::RESULTS;
+use super::journal::{REPORT, RESULTS};
 use super::pipeline::Settings;
 use crate::image::write_file;
 use crate::{Error, Result};
@@ -39,7 +39,7 @@ pub fn report(dir: &Path) -> Result<PathBuf> {
             .map_err(|e| Error::file(&results, "a record as a line of JSON", e.to_string()))?;
         page.add(&record, dir.join(Settings::overlay_file(record.index)).exists());
     }
-    let path = dir.join("report.html");
+    let path = dir.join(REPORT);
     write_file(&path, page.finish().as_bytes())?;
     Ok(path)
 }

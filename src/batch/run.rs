@@ -57,6 +57,8 @@ pub struct RunEnd {
     pub counts: Counts,
     /// Those of them that were there before.
     pub before: u64,
+    /// Lines of the journal that did not fit the results: see [`Output::lost`].
+    pub lost: u64,
 }
 
 /// Runs what a folder of results lacks. `compute` is called if there is anything to do.
@@ -86,8 +88,9 @@ pub fn run_batch<'a>(
     };
     let output = Output::open(disk, &batch.settings.out, this, batch.restart)?;
     let before = output.counts().done + output.counts().permanent;
+    let lost = output.lost();
     if output.complete() {
-        return Ok(RunEnd { complete: true, counts: output.counts(), before });
+        return Ok(RunEnd { complete: true, counts: output.counts(), before, lost });
     }
     let recorded = output.snapshot();
     let wanted = |index: u64| recorded.lacks(index);
@@ -115,5 +118,5 @@ pub fn run_batch<'a>(
             false
         }
     };
-    Ok(RunEnd { complete, counts: output.counts(), before })
+    Ok(RunEnd { complete, counts: output.counts(), before, lost })
 }

@@ -1,8 +1,9 @@
 //! What sources of several large files share: a thread that reads them, and items made of what is found.
 
 use super::item::{Ask, Failure, Item, Picture, Source};
-use crate::Result;
+use crate::{Error, Result};
 use serde_json::Value;
+use std::path::Path;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 /// Names under which data sets keep their expressions, the better one first.
@@ -40,6 +41,14 @@ impl Items {
         let item = Item { index: self.index, id, picture, texts, ask };
         self.index += 1;
         self.send.send(Ok(item)).is_ok()
+    }
+}
+
+impl Items {
+    /// An item for what could not be read of a file.
+    pub fn push_broken(&mut self, file: &Path, e: &Error) -> bool {
+        let name = file.to_string_lossy().into_owned();
+        self.push(name.into(), Picture::Bad(Failure::from(e)), Default::default())
     }
 }
 

@@ -86,9 +86,10 @@ impl Stats {
         self.start.get_or_init(Instant::now);
     }
 
-    /// Seconds that the devices have worked.
+    /// Seconds that the device has worked; where several threads compute, on average.
     pub fn device_s(&self) -> f64 {
-        self.stages[2].busy_ns.load(Relaxed) as f64 * 1e-9
+        let device = &self.stages[2];
+        device.busy_ns.load(Relaxed) as f64 * 1e-9 / device.threads.load(Relaxed).max(1) as f64
     }
 
     /// Masks that the devices gave so far, and steps that they made towards answers in words: it grows while they work, whether or not an item

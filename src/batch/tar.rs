@@ -6,7 +6,8 @@
 //! 0001/000042.txt    else: an expression a line
 //! 0001/000042.cls    else: the name of a class (a number is none)
 //! ```
-//! `.tar.gz` and `.tgz` are unpacked on the way. A sample without a picture, or without expressions or questions, is an item that fails.
+//! `.tar.gz` and `.tgz` are unpacked on the way. A sample without a picture, or without expressions or questions, is an item that fails, and so is
+//! what is damaged of a shard.
 
 use super::item::{Ask, Failure, Picture, Source};
 use super::shards::{EXPRESSIONS, Items, QUESTIONS, spawn, strings};
@@ -32,7 +33,12 @@ pub fn read(shards: Vec<PathBuf>, exprs: &[String], position: Arc<AtomicU64>) ->
     let exprs = exprs.to_vec();
     spawn(move |items| {
         for shard in &shards {
-            if !read_shard(shard, &exprs, &position, items)? {
+            // One that is damaged is an item that says so, behind those before it: the others go on.
+            let go_on = match read_shard(shard, &exprs, &position, items) {
+                Err(e @ Error::File { .. }) => items.push_broken(shard, &e),
+                read => read?,
+            };
+            if !go_on {
                 break;
             }
         }
@@ -60,7 +66,11 @@ fn read_shard(path: &Path, exprs: &[String], position: &Arc<AtomicU64>, items: &
         path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gz") || e.eq_ignore_ascii_case("tgz"));
     let reader: Box<dyn Read> = if zipped { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
     let mut archive = tar::Archive::new(reader);
-    let broken = |e: io::Error| Error::file(path, "a tar file", e.to_string());
+    let broken = |e: io::Error| match e.raw_os_error() {
+        // What the system refused may be there the next time, so that nothing may be counted behind it.
+        Some(_) => Error::io(path, "read")(e),
+        None => Error::file(path, "a tar file", e.to_string()),
+    };
     let mut sample: Option<Sample> = None;
     for member in archive.entries().map_err(broken)? {
         let mut member = member.map_err(broken)?;

@@ -2,7 +2,7 @@
 
 use super::chat::Generate;
 use super::{Compute, Each, How, On, report as tell};
-use mllmseg::batch::journal::RESULTS;
+use mllmseg::batch::journal::{JOURNAL, MASKS, OVERLAYS, PARTIAL, REPORT, RESULTS};
 use mllmseg::batch::{self as batch, Ask, Batch, Counts, Disk, Models, Stats, Worker};
 use mllmseg::batch::{coco, dry_run, manifest, parquet, report, run_batch};
 use mllmseg::chat::Sampling;
@@ -200,6 +200,23 @@ pub struct Made {
 }
 
 impl Made {
+    /// An error if one would take the place of the other, of the source or of results.
+    fn check(&self, source: &str, out: &Path) -> Result<()> {
+        let whole = |p: &Path| std::path::absolute(p).unwrap_or_else(|_| p.into());
+        let (out, source) = (whole(out), whole(Path::new(source)));
+        let mut made = Vec::new();
+        for (option, file) in [("--coco", &self.coco), ("--parquet", &self.parquet)] {
+            let Some(file) = file else { continue };
+            let path = whole(file);
+            let owned = [JOURNAL, RESULTS, PARTIAL, REPORT, MASKS, OVERLAYS].map(|name| out.join(name));
+            if path == source || made.contains(&path) || owned.iter().any(|p| path.starts_with(p)) {
+                return Err(Error::usage(option, "a file of its own", file.display().to_string()));
+            }
+            made.push(path);
+        }
+        Ok(())
+    }
+
     /// Makes them of the results in `out`.
     pub fn make(&self, out: &Path) -> Result<()> {
         let results = out.join(RESULTS);
@@ -288,6 +305,7 @@ pub fn run(mut args: Args) -> Result<ExitCode> {
     if let Some([i, n]) = args.shard {
         out.push(format!("shard-{i:05}-of-{n:05}"));
     }
+    args.made.check(&args.source, &out)?;
     let shard = args.shard.unwrap_or([0, 1]);
     let input = manifest::open(&args.source, &args.expr)?;
     let mut settings = args.each.settings(out.clone());
@@ -343,6 +361,12 @@ pub fn run(mut args: Args) -> Result<ExitCode> {
     } else {
         if end.before > 0 {
             eprintln!("{} items were done before", end.before);
+        }
+        if end.lost > 0 {
+            eprintln!(
+                "{} lines of the journal did not fit the results: what they told of was done again",
+                end.lost
+            );
         }
         eprint!("{summary}");
         eprintln!(

@@ -27,11 +27,15 @@ pub fn run(_: Args) -> Result<ExitCode> {
             println!("          no kernels in this build ({why}): tools/cuda/fetch, then build again")
         }
         None => println!(
-            "          {} kernels in this build (nvcc {}; {}); --device sim runs them without a GPU",
+            "          {} kernels in this build (nvcc {}; {})",
             cuda::kernels().map(|k| k.1.len()).sum::<usize>(),
             cuda::compiler(),
             architectures()
         ),
+    }
+    match cuda::find_simulator() {
+        Ok(path) => println!("sim       {}: --device sim runs the kernels without a GPU", path.display()),
+        Err(e) => println!("sim       {e}"),
     }
     Ok(ExitCode::SUCCESS)
 }

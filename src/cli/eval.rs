@@ -53,8 +53,8 @@ pub struct Args {
     #[arg(long, value_name = "NAME", default_value = "deploy", value_delimiter = ',', value_parser = protocol)]
     protocol: Vec<Protocol>,
     /// Only the first N pictures of each split
-    #[arg(long, value_name = "N")]
-    limit: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
     /// Folder for the results
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -90,7 +90,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         };
         let place = Place { root: args.data.clone(), images: args.images.clone(), name, split_by };
         for mut split in place.read(&splits)? {
-            split.pictures.truncate(args.limit.unwrap_or(usize::MAX));
+            split.pictures.truncate(args.limit.map_or(usize::MAX, |n| n as usize));
             for &protocol in &args.protocol {
                 let Some(row) = one(&args, &split, protocol, &mut state)? else {
                     eprintln!("stopped; run the same again to continue");
@@ -187,8 +187,8 @@ fn line(split: &Split, protocol: Protocol, (m, failed): &Row) -> String {
         "{name:<20} {:<8} {:>6} {:>6} {:>6}{precision}{figures}{note}",
         protocol.to_string(),
         m.expressions,
-        cell(Some(m.ciou)),
-        cell(Some(m.giou))
+        cell(m.ciou),
+        cell(m.giou)
     )
 }
 

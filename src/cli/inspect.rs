@@ -2,12 +2,14 @@
 
 use mllmseg::Result;
 use mllmseg::checkpoint::{Checkpoint, Report};
+use mllmseg::text::Tokenizer;
 use std::fmt::Write;
 use std::process::ExitCode;
 
 /// Show a checkpoint's config, files and parameters, and what is missing
 ///
-/// Exits with 1 if a tensor that config.json implies is missing, has another shape, or (with --values) is not finite.
+/// Exits with 1 if a tensor that config.json implies is missing, has another shape, or (with --values) is not finite, and if the tokenizer
+/// cannot be opened.
 ///
 /// Example: mllmseg inspect --model DIR --values
 #[derive(clap::Args)]
@@ -30,17 +32,20 @@ pub fn run(args: Args) -> Result<ExitCode> {
         report = report.values(&ck);
     }
     if args.json {
-        let files: Vec<_> =
-            ck.files().map(|(path, bytes)| serde_json::json!({ "path": path, "bytes": bytes })).collect();
+        let files: Vec<_> = ck
+            .files()
+            .map(|(path, bytes)| serde_json::json!({ "path": path.to_string_lossy(), "bytes": bytes }))
+            .collect();
         let all = serde_json::json!({
-            "dir": ck.dir, "config": ck.config, "files": files, "notes": ck.notes(),
+            "dir": ck.dir.to_string_lossy(), "config": ck.config, "files": files, "notes": ck.notes(),
             "complete": report.is_complete(), "report": report,
         });
         println!("{all:#}");
     } else {
         print!("{}", text(&ck, &report));
     }
-    Ok(if report.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let tokenizer = Tokenizer::open(&ck.dir).inspect_err(super::report);
+    Ok(if report.is_complete() && tokenizer.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Problems of a kind that are printed one by one.

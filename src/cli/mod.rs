@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use mllmseg::batch::Settings;
 use mllmseg::chat::{self as answering, Chat};
 use mllmseg::device::Choice;
+use mllmseg::image::Limits;
 use mllmseg::models::mllmseg::Savings;
 use mllmseg::reference::Precision;
 use mllmseg::text::UserText;
@@ -396,7 +397,9 @@ fn make_dir(dir: &Path) -> Result<()> {
 /// `HxW` in pixels.
 fn size(text: &str) -> std::result::Result<(usize, usize), String> {
     let side = |s: &str| s.parse::<usize>().ok().filter(|n| (1..=65535).contains(n));
+    let most = Limits::default().max_pixels;
     text.split_once('x')
         .and_then(|(h, w)| Some((side(h)?, side(w)?)))
-        .ok_or_else(|| "expected HEIGHTxWIDTH in pixels, each 1 to 65535".into())
+        .filter(|(h, w)| (h * w) as u64 <= most)
+        .ok_or_else(|| format!("expected HEIGHTxWIDTH in pixels, each 1 to 65535, together at most {most}"))
 }

@@ -144,8 +144,8 @@ pub struct Metrics {
     pub no_target: u64,
     /// Pictures that these are of.
     pub pictures: u64,
-    pub ciou: f64,
-    pub giou: f64,
+    pub ciou: Option<f64>,
+    pub giou: Option<f64>,
     /// At each of [`THRESHOLDS`]; none if nothing has a target.
     pub precision: Option<[f64; 5]>,
     /// None where annotations have no boxes.
@@ -208,11 +208,11 @@ impl Metrics {
             expressions,
             no_target: expressions - targets,
             pictures: with_answers,
-            ciou: ratio(intersections, unions),
+            ciou: (expressions > 0).then(|| ratio(intersections, unions)),
             giou: if by_picture {
-                iou_of_pictures / (with_answers as f64).max(1.0)
+                (with_answers > 0).then(|| iou_of_pictures / with_answers as f64)
             } else {
-                iou_of_expressions / (expressions as f64).max(1.0)
+                (expressions > 0).then(|| iou_of_expressions / expressions as f64)
             },
             precision: (targets > 0).then(|| precise.map(|n| n as f64 / targets as f64)),
             rec: share(found_boxes, boxes),

@@ -12,7 +12,7 @@ mod sim;
 mod transfer;
 mod weights;
 
-pub use sim::{reset_simulator, simulator_report};
+pub use sim::{find as find_simulator, reset_simulator, simulator_report};
 pub use transfer::Download;
 
 use super::{Choice, Device, Fetch, Seen, Values};

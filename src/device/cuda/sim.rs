@@ -5,10 +5,11 @@ use cudarc::driver::sys;
 use std::ffi::{CString, c_char};
 use std::path::PathBuf;
 
-/// Loads the simulated driver, so that it answers when the driver is looked for.
+/// The simulated driver: `$MLLMSEG_SIM`, or `libcuda.so` beside the program, in `deps/` there, or in the folder above.
 ///
-/// It is `$MLLMSEG_SIM`, or `libcuda.so` beside the program, in `deps/` there, or in the folder above.
-pub(super) fn open() -> Result<()> {
+/// # Errors
+/// [`Error::Device`] if there is none.
+pub fn find() -> Result<PathBuf> {
     let candidates = match std::env::var_os("MLLMSEG_SIM") {
         Some(path) => vec![PathBuf::from(path)],
         None => {
@@ -17,21 +18,27 @@ pub(super) fn open() -> Result<()> {
             ["libcuda.so", "deps/libcuda.so", "../libcuda.so"].map(|f| dir.join(f)).into()
         }
     };
-    let fail = |expected: String, found: String| Error::Device { device: "sim".into(), expected, found };
-    let Some(path) = candidates.iter().find(|p| p.is_file()) else {
+    candidates.iter().find(|p| p.is_file()).cloned().ok_or_else(|| {
         let places: Vec<_> = candidates.iter().map(|p| p.display().to_string()).collect();
         let expected =
             "the simulated driver (cargo build --release -p ptxsim-driver; MLLMSEG_SIM names it elsewhere)";
-        return Err(fail(expected.into(), format!("none of {}", places.join(", "))));
-    };
+        let found = format!("none of {}", places.join(", "));
+        Error::Device { device: "sim".into(), expected: expected.into(), found }
+    })
+}
+
+/// Loads the simulated driver, so that it answers when the driver is looked for.
+pub(super) fn open() -> Result<()> {
+    let path = find()?;
     let file = CString::new(path.as_os_str().as_encoded_bytes()).unwrap_or_default();
     // SAFETY: the simulated driver runs no code of its own when it is opened. A file that $MLLMSEG_SIM names may: whoever names it vouches for
     // it, as for one in $LD_PRELOAD.
     if unsafe { libc::dlopen(file.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) }.is_null() {
-        return Err(fail(
-            format!("{} to load", path.display()),
-            "a file that is not a library for this machine".into(),
-        ));
+        return Err(Error::Device {
+            device: "sim".into(),
+            expected: format!("{} to load", path.display()),
+            found: "a file that is not a library for this machine".into(),
+        });
     }
     Ok(())
 }
