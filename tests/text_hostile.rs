@@ -3,6 +3,7 @@
 use mllmseg::Error;
 use mllmseg::text::*;
 use proptest::prelude::*;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -275,6 +276,22 @@ proptest! {
         let _ = fuzz_tokenizer_model(&model);
     }
 
+    /// A tokenizer.json with bytes changed, taken out and put in.
+    #[test]
+    fn mutated_tokenizer_json_never_panics(edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u8..3), 1..6)) {
+        let mut file = json_file(BPE).into_bytes();
+        for (at, byte, what) in edits {
+            let at = at.index(file.len());
+            match what {
+                0 => file[at] = byte,
+                1 => file.insert(at, byte),
+                _ => drop(file.remove(at)),
+            }
+        }
+        let e = fuzz_tokenizer_json(&file).map_err(|e| e.to_string()).err().unwrap_or_default();
+        prop_assert!(!e.contains("panics"), "{}", e);
+    }
+
     #[test]
     fn random_models_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
         prop_assert!(fuzz_tokenizer_model(&bytes).is_err());
@@ -487,6 +504,11 @@ fn contradicting_files_are_refused() {
         ("config disagrees", open_config(&entry("9", "<|im_start|>")), "`<|im_start|>` to be 9, found 8"),
         ("config's id", open_config(&entry("8", "<x>")), "id 8 to be `<x>`, found `<|im_start|>`"),
         ("config's key", open_config(&entry("x", "<x>")), "`added_tokens_decoder.x`: expected a token id"),
+        (
+            "config's spaces",
+            open_config(r#"{"added_tokens_decoder": {"14": {"content": "  ", "lstrip": true}}}"#),
+            "expected more than spaces",
+        ),
         ("config's BOS", open_config(r#"{"bos_token": "<begin>"}"#), "a token `<begin>`"),
         ("config's type", open_config(r#"{"bos_token": 7}"#), "bos_token"),
         ("config is no JSON", open_config("\u{0}"), "tokenizer_config.json"),
@@ -501,7 +523,7 @@ fn contradicting_files_are_refused() {
 }
 
 /// A `tokenizer.json` of three characters and the tokens that prompts need; `special` as its added tokens say.
-fn json(model: &str) -> String {
+fn json_file(model: &str) -> String {
     let names = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "[SEG]"];
     let added: Vec<String> = names
         .iter()
@@ -521,10 +543,11 @@ fn json(model: &str) -> String {
     )
 }
 
+const BPE: &str = r#"{"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2, "ab": 3, "[": 4, "S": 5, "E": 6, "G": 7}, "merges": [["a", "b"]]}"#;
+
 #[test]
 fn a_tokenizer_json_is_used_as_it_is() {
-    let bpe = r#"{"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2, "ab": 3, "[": 4, "S": 5, "E": 6, "G": 7}, "merges": [["a", "b"]]}"#;
-    let t = open(&[("tokenizer.json", json(bpe).as_bytes())]).unwrap();
+    let t = open(&[("tokenizer.json", json_file(BPE).as_bytes())]).unwrap();
     assert_eq!(t.special().seg, Some(15));
     assert_eq!(t.vocab_size(), 16);
     assert_eq!(t.encode_parsed("abcab[SEG]").unwrap(), [3, 2, 3, 15], "whole, whatever its truncation says");
@@ -535,7 +558,394 @@ fn a_tokenizer_json_is_used_as_it_is() {
     assert_eq!(t.decode(&[9999], true), "");
 
     // A model that itself holds a special token's text would let a user write it.
-    let leaks = r#"{"type": "BPE", "vocab": {"a": 0, "[SEG]": 15}, "merges": [], "ignore_merges": true}"#;
-    let e = open(&[("tokenizer.json", json(leaks).as_bytes())]).map(|_| ()).unwrap_err().to_string();
+    let leaks = r#"{"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4, "f": 5, "g": 6, "[SEG]": 15}, "merges": [], "ignore_merges": true}"#;
+    let e = open(&[("tokenizer.json", json_file(leaks).as_bytes())]).map(|_| ()).unwrap_err().to_string();
     assert!(e.contains("`[SEG]` as text to yield ordinary tokens"), "{e}");
+}
+
+/// [`BPE`]'s file with the value at `pointer` put in or replaced; in a list, also behind its last.
+fn edited(pointer: &str, value: Value) -> String {
+    let mut file: Value = serde_json::from_str(&json_file(BPE)).unwrap();
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    match file.pointer_mut(parent).unwrap() {
+        Value::Array(list) if list.len().to_string() == key => list.push(value),
+        Value::Array(list) => list[key.parse::<usize>().unwrap()] = value,
+        object => object[key] = value,
+    }
+    file.to_string()
+}
+
+fn sequence(list: &str, parts: Vec<Value>) -> Value {
+    json!({"type": "Sequence", list: parts})
+}
+
+/// What the `tokenizers` crate would panic on, abort on, hang on or take to mean something else.
+#[test]
+fn a_hostile_tokenizer_json_is_refused() {
+    let added = |id: u64, content: &str, lstrip: bool| json!({"id": id, "content": content, "single_word": false, "lstrip": lstrip, "rstrip": lstrip, "normalized": false, "special": true});
+    let split = |pattern: Value| json!({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false});
+    let replace =
+        |pattern: Value, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
+    let precompiled = |map: &str| json!({"type": "Precompiled", "precompiled_charsmap": map});
+    let (prefix, suffix) = ("/model/continuing_subword_prefix", "/model/end_of_word_suffix");
+    let nfc = json!({"type": "NFC"});
+    let long = "x".repeat(1 << 20);
+    let cases = [
+        (
+            "long prefix",
+            prefix,
+            json!("####"),
+            "`model.continuing_subword_prefix`: expected null, found `####`",
+        ),
+        ("wide prefix", prefix, json!("é"), "found `é`"),
+        ("suffix", suffix, json!("</w>\n"), "`model.end_of_word_suffix`: expected null, found `</w>\\n`"),
+        ("dropout", "/model/dropout", json!(0.5), "`model.dropout`: expected null"),
+        ("dropout past 1", "/model/dropout", json!(2), "`model.dropout`: expected null"),
+        ("option", "/model/max_length", json!(2), "unknown field `max_length`"),
+        (
+            "unigram",
+            "/model",
+            json!({"type": "Unigram", "unk_id": 50, "vocab": [["a", 0.0]]}),
+            "unknown variant `Unigram`",
+        ),
+        ("wordpiece", "/model", json!({"type": "WordPiece", "vocab": {}}), "unknown variant `WordPiece`"),
+        ("wordlevel", "/model", json!({"type": "WordLevel", "vocab": {}}), "unknown variant `WordLevel`"),
+        ("no merges", "/model", json!({"type": "BPE", "vocab": {}}), "`model.merges`: expected a value"),
+        (
+            "id twice",
+            "/model/vocab/x",
+            json!(3),
+            "`model.vocab.x`: expected an id of its own, found 3, which is `ab`",
+        ),
+        ("id past 2^20", "/model/vocab/x", json!(1 << 20), "`model.vocab.x`: expected an id below"),
+        ("id past u32", "/model/vocab/x", json!(1u64 << 32), "`model.vocab.x`"),
+        ("id in words", "/model/vocab/x", json!("8"), "`model.vocab.x`"),
+        (
+            "empty token",
+            "/model/vocab/",
+            json!(8),
+            "`model.vocab`: expected tokens of 1 to 512 characters, found 0",
+        ),
+        (
+            "long token",
+            &format!("/model/vocab/{long}"),
+            json!(8),
+            "expected tokens of 1 to 512 characters, found 1048576",
+        ),
+        (
+            "merge of none",
+            "/model/merges/1",
+            json!(["a", "x"]),
+            "`model.merges[1]`: expected two tokens of `vocab` that make a third, found `x`",
+        ),
+        ("merge into none", "/model/merges/1", json!(["ab", "ab"]), "found `abab`, which is none"),
+        ("merge of one", "/model/merges/1", json!("a"), "`model.merges[1]`: expected two tokens, found `a`"),
+        ("merge of three", "/model/merges/1", json!("a b c"), "`model.merges[1]`: expected two tokens"),
+        ("merge of numbers", "/model/merges/1", json!([1, 2]), "`model.merges[1]`"),
+        ("version", "/version", json!("2.0"), "`version`: expected `1.0`"),
+        (
+            "added far away",
+            "/added_tokens/8",
+            added(4294967295, "<x>", false),
+            "expected 16 for `<x>` (no gap after the model's), found 4294967295",
+        ),
+        ("added gap", "/added_tokens/8", added(17, "<x>", false), "`added_tokens[8].id`: expected 16"),
+        ("added past u32", "/added_tokens/8", added(1 << 32, "<x>", false), "added_tokens[8]"),
+        ("added negative", "/added_tokens/8", json!({"id": -1, "content": "<x>"}), "added_tokens[8]"),
+        (
+            "added empty",
+            "/added_tokens/8",
+            added(16, "", false),
+            "`added_tokens[8].content`: expected 1 to 512 characters, found 0",
+        ),
+        (
+            "added long",
+            "/added_tokens/8",
+            added(16, &long, false),
+            "expected 1 to 512 characters, found 1048576",
+        ),
+        ("added twice", "/added_tokens/8", added(16, "<s>", false), "`<s>` again"),
+        ("added elsewhere", "/added_tokens/8", added(16, "ab", false), "expected 3 for `ab`"),
+        (
+            "added spaces",
+            "/added_tokens/8",
+            added(16, "  ", true),
+            "`added_tokens[8].content`: expected more than spaces, and not normalized",
+        ),
+        ("added incomplete", "/added_tokens/8", json!({"id": 16, "content": "<x>"}), "`added_tokens[8]"),
+        (
+            "special no more",
+            "/added_tokens/7/special",
+            json!(false),
+            "`[SEG]` as text to yield ordinary tokens",
+        ),
+        (
+            "charsmap 1",
+            "/normalizer",
+            precompiled("AAAA"),
+            "`normalizer`: expected NFC, Prepend, Replace or a Sequence of them, found `Precompiled`",
+        ),
+        ("charsmap 2", "/normalizer", precompiled("/////wAAAAA="), "found `Precompiled`"),
+        ("charsmap 3", "/normalizer", precompiled("BAAAAP////8AAAAA"), "found `Precompiled`"),
+        ("charsmap 4", "/normalizer", precompiled("AQAAAAA="), "found `Precompiled`"),
+        (
+            "hidden charsmap",
+            "/normalizer",
+            sequence("normalizers", vec![nfc.clone(), precompiled("AQAAAAA=")]),
+            "found `Precompiled`",
+        ),
+        ("charsmap without type", "/normalizer", json!({"precompiled_charsmap": "AQAAAAA="}), "found `none`"),
+        (
+            "replace regex",
+            "/normalizer",
+            replace(json!({"Regex": "(?=a)"}), "xx"),
+            "expected a Replace of a text",
+        ),
+        (
+            "replace nothing",
+            "/normalizer",
+            replace(json!({"String": ""}), "x"),
+            "`normalizer`: expected texts of 1 to 16",
+        ),
+        ("replace by more", "/normalizer", replace(json!({"String": "a"}), "xx"), "by one that is no longer"),
+        (
+            "replace by much",
+            "/normalizer",
+            replace(json!({"String": "a"}), &long),
+            "`normalizer`: expected texts of 1 to 16",
+        ),
+        (
+            "prepend much",
+            "/normalizer",
+            json!({"type": "Prepend", "prepend": long}),
+            "`normalizer`: expected texts of 1 to 16",
+        ),
+        (
+            "prepend a number",
+            "/normalizer",
+            json!({"type": "Prepend", "prepend": 1}),
+            "`normalizer`: expected what its type has",
+        ),
+        (
+            "many parts",
+            "/normalizer",
+            sequence("normalizers", vec![nfc.clone(); 9]),
+            "expected at most 8 parts, found 9",
+        ),
+        (
+            "nested",
+            "/normalizer",
+            sequence("normalizers", vec![sequence("normalizers", vec![nfc])]),
+            "found `Sequence`",
+        ),
+        ("a list", "/normalizer", json!([]), "`normalizer`: expected NFC"),
+        (
+            "no length",
+            "/pre_tokenizer",
+            json!({"type": "FixedLength", "length": 0}),
+            "`pre_tokenizer`: expected ByteLevel, Metaspace, Split or a Sequence of them, found `FixedLength`",
+        ),
+        (
+            "hidden length",
+            "/pre_tokenizer",
+            sequence("pretokenizers", vec![json!({"type": "FixedLength", "length": 0})]),
+            "found `FixedLength`",
+        ),
+        (
+            "split nowhere",
+            "/pre_tokenizer",
+            split(json!({"String": ""})),
+            "`pre_tokenizer`: expected texts of 1 to 16",
+        ),
+        (
+            "split slowly",
+            "/pre_tokenizer",
+            split(json!({"Regex": "(a+)+$"})),
+            "expected a Split at a text or by the expression of Qwen2",
+        ),
+        (
+            "split by much",
+            "/pre_tokenizer",
+            split(json!({"Regex": "(?:(?=a)b){1000}{1000}{1000}"})),
+            "expected a Split at a text",
+        ),
+        (
+            "split by depth",
+            "/pre_tokenizer",
+            split(json!({"Regex": "(".repeat(1 << 20)})),
+            "expected a Split at a text",
+        ),
+        (
+            "two characters",
+            "/pre_tokenizer",
+            json!({"type": "Metaspace", "replacement": "__"}),
+            "`pre_tokenizer`: expected what its type has",
+        ),
+        (
+            "ctc",
+            "/decoder",
+            json!({"type": "CTC", "pad_token": "", "word_delimiter_token": "", "cleanup": true}),
+            "found `CTC`",
+        ),
+        (
+            "wordpiece decoder",
+            "/decoder",
+            json!({"type": "WordPiece", "prefix": "##", "cleanup": true}),
+            "found `WordPiece`",
+        ),
+        (
+            "strip behind",
+            "/decoder",
+            json!({"type": "Strip", "content": " ", "start": 5, "stop": 5}),
+            "expected a Strip with `stop` 0, found 5",
+        ),
+        ("decode into more", "/decoder", replace(json!({"String": "a"}), "xx"), "by one that is no longer"),
+        ("decoder of no kind", "/decoder", json!(7), "`decoder`: expected ByteFallback"),
+    ];
+    for (name, pointer, value, message) in cases {
+        let file = edited(pointer, value);
+        let e = open(&[("tokenizer.json", file.as_bytes())]).map(|_| ()).expect_err(name).to_string();
+        assert!(e.contains(message) && e.contains("tokenizer.json: "), "{name}: {e}");
+        assert!(e.len() < 600 && !e.chars().any(char::is_control), "{name}: {e:?}");
+    }
+    let twice = json_file(BPE).replace(r#""a": 0"#, r#""a": 0, "a": 1000"#);
+    let e = open(&[("tokenizer.json", twice.as_bytes())]).map(|_| ()).unwrap_err().to_string();
+    assert!(e.contains("`model.vocab.a`: expected one value, found the key twice"), "{e}");
+    // With ids left out, the crate's next one is taken.
+    let gap = json_file(BPE).replace(r#""G": 7"#, r#""G": 8"#);
+    let e = open(&[("tokenizer.json", gap.as_bytes())]).map(|_| ()).unwrap_err().to_string();
+    assert!(e.contains("`added_tokens[0].id`: expected a free one, found 8, which is `G`"), "{e}");
+}
+
+/// The parts of converted sentencepiece models and of byte-level BPEs mean what the `tokenizers` crate makes of them.
+#[test]
+fn published_kinds_of_tokenizer_json_are_taken() {
+    let names = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "[SEG]"];
+    let file = |mut tokens: Vec<String>, merges: &[&str], model: Value, parts: Value| {
+        tokens.extend(merges.iter().map(|m| m.replace(' ', "")));
+        let added: Vec<Value> = (tokens.len()..).zip(names).map(|(id, name)| {
+            json!({"id": id, "content": name, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true})
+        }).collect();
+        let vocab: serde_json::Map<String, Value> =
+            (0..).zip(tokens).map(|(id, t): (u32, _)| (t, id.into())).collect();
+        let mut file = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "model": model});
+        file["model"]["vocab"] = vocab.into();
+        file["model"]["merges"] = json!(merges);
+        for (key, part) in parts.as_object().unwrap() {
+            file[key] = part.clone();
+        }
+        file.to_string()
+    };
+    let letters = || ('a'..='z').chain("▁[]<>|/_".chars()).map(String::from);
+    let pieces: Vec<String> = std::iter::once("<unk>".into())
+        .chain((0..256).map(|b| format!("<0x{b:02X}>")))
+        .chain(letters())
+        .collect();
+    let mut bytes: Vec<String> =
+        tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().map(String::from).collect();
+    bytes.sort();
+    let byte_level = |regex: &str| {
+        sequence(
+            "pretokenizers",
+            vec![
+                json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false}),
+                json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false}),
+            ],
+        )
+    };
+    let byte_decoder =
+        json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
+    let space = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+    let back = json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "});
+    let (fallback, fuse) = (json!({"type": "ByteFallback"}), json!({"type": "Fuse"}));
+    let strip = json!({"type": "Strip", "content": " ", "start": 1, "stop": 0});
+    let template = json!({"type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}});
+    let metaspace =
+        json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false});
+    let spm = json!({"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+        "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false});
+    let gpt = json!({"dropout": null, "unk_token": null, "continuing_subword_prefix": "", "end_of_word_suffix": "", "fuse_unk": false});
+    let merges = ["▁ c", "a t", "▁c at", "l e"];
+    let qwen2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    let gpt2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+    let files = [
+        (
+            "InternLM2",
+            file(
+                pieces.clone(),
+                &merges,
+                spm.clone(),
+                json!({
+            "normalizer": sequence("normalizers", vec![space.clone()]), "pre_tokenizer": null, "post_processor": template,
+            "decoder": sequence("decoders", vec![back.clone(), fallback.clone(), fuse.clone(), strip.clone()])}),
+            ),
+        ),
+        (
+            "Llama",
+            file(
+                pieces.clone(),
+                &merges,
+                spm.clone(),
+                json!({
+            "normalizer": sequence("normalizers", vec![json!({"type": "Prepend", "prepend": "▁"}), space]),
+            "decoder": sequence("decoders", vec![back, fallback, fuse, strip])}),
+            ),
+        ),
+        (
+            "Llama, newer",
+            file(pieces, &merges, spm, json!({"pre_tokenizer": metaspace, "decoder": metaspace})),
+        ),
+        (
+            "Qwen2",
+            file(
+                bytes.clone(),
+                &["Ġ c", "a t", "Ġc at", "l e"],
+                gpt.clone(),
+                json!({
+            "normalizer": {"type": "NFC"}, "pre_tokenizer": byte_level(qwen2), "decoder": byte_decoder,
+            "post_processor": byte_decoder}),
+            ),
+        ),
+        (
+            "Llama 3",
+            file(
+                bytes.clone(),
+                &["1 2"],
+                gpt.clone(),
+                json!({
+            "pre_tokenizer": byte_level(&qwen2.replace(r"\p{N}|", r"\p{N}{1,3}|")), "decoder": byte_decoder}),
+            ),
+        ),
+        (
+            "GPT-2",
+            file(
+                bytes.clone(),
+                &["Ġ c"],
+                gpt.clone(),
+                json!({"pre_tokenizer": byte_level(gpt2), "decoder": byte_decoder}),
+            ),
+        ),
+        (
+            "GPT-2, built in",
+            file(bytes, &["Ġ c"], gpt, json!({"pre_tokenizer": byte_decoder, "decoder": byte_decoder})),
+        ),
+    ];
+    for (name, file) in files {
+        let ours = open(&[("tokenizer.json", file.as_bytes())]).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let theirs = tokenizers::Tokenizer::from_bytes(&file).unwrap();
+        for text in ["the left cat", " 12345 cats'  \n\n it's", "<s>[SEG]x<|im_end|> cat", "e\u{301}🐈\0", ""]
+        {
+            let ids = ours.encode_parsed(text).unwrap();
+            assert_eq!(ids, theirs.encode_fast(text, false).unwrap().get_ids(), "{name}: {text:?}");
+            assert_eq!(ours.decode(&ids, false), theirs.decode(&ids, false).unwrap(), "{name}: {text:?}");
+            let mut decoder = ours.decoder(true);
+            let pieces: String = ids.iter().map(|&id| decoder.push(id)).collect();
+            assert_eq!(pieces + &decoder.finish(), theirs.decode(&ids, true).unwrap(), "{name}: {text:?}");
+        }
+        let plain = ours.encode_plain("[SEG]<|im_end|>").unwrap();
+        assert!(plain.len() > 10 && !plain.contains(&ours.special().seg.unwrap()), "{name}: {plain:?}");
+    }
 }

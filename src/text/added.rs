@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// Largest of these JSON files that is read; the published ones have a few KB.
 const MAX_JSON_BYTES: u64 = 4 << 20;
 /// Most added tokens; the published tokenizers have about twenty.
-const MAX_ADDED: usize = 4096;
+pub const MAX_ADDED: usize = 4096;
 
 /// A token that is cut out of text before anything else.
 #[derive(Clone, Debug, PartialEq, Deserialize)]

@@ -2,6 +2,7 @@
 
 use super::added::{Added, AddedTokens, field_error};
 use super::pieces::{Kind, Piece, Pieces};
+use super::tokenizer_json::{self, guarded};
 use crate::checkpoint::json::{self, clip};
 use crate::{Error, Result};
 use std::collections::HashSet;
@@ -17,7 +18,7 @@ use tokenizers::{
 pub type TokenId = u32;
 
 /// Largest `tokenizer.json` that is read; Qwen2.5's has 7 MB.
-const MAX_TOKENIZER_JSON_BYTES: u64 = 64 << 20;
+const MAX_TOKENIZER_JSON_BYTES: u64 = 32 << 20;
 /// What a space is inside a piece.
 const SPACE: char = '\u{2581}';
 
@@ -94,11 +95,7 @@ impl Tokenizer {
 
     /// The `tokenizers` file, but with whole texts: no truncation, no padding.
     fn from_json(path: PathBuf, added: AddedTokens) -> Result<Self> {
-        let bytes = json::read(&path, MAX_TOKENIZER_JSON_BYTES)?;
-        let mut parsed = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|e| Error::file(&path, "a tokenizers file", e.to_string()))?;
-        parsed.with_padding(None);
-        parsed.with_truncation(None).map_err(|e| Error::file(&path, "a tokenizers file", e.to_string()))?;
+        let parsed = tokenizer_json::parse(&path, &json::read(&path, MAX_TOKENIZER_JSON_BYTES)?)?;
         let vocab_size = parsed.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         let (bos, eos) = (added.bos.unwrap_or("<s>".into()), added.eos.unwrap_or("</s>".into()));
         let special = SpecialIds::find(&path, &bos, &eos, |name| parsed.token_to_id(name))?;
@@ -168,7 +165,7 @@ impl Tokenizer {
         let mut parsed = tokenizers::Tokenizer::new(bpe);
         let spaces = Replace::new(" ", SPACE.to_string()).map_err(failed)?;
         parsed.with_normalizer(Some(spaces)).map_err(failed)?;
-        parsed.add_tokens(cut).map_err(failed)?;
+        guarded(|| parsed.add_tokens(cut)).map_err(|e| failed(e.into()))?;
         Ok(Self {
             plain: plain(&parsed),
             vocab_size: surfaces.len(),
@@ -194,15 +191,16 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// A special token's own text, as a user may write it, must not yield a token that prompts give a meaning.
+    /// A token's own text, as a user may write it, must not yield a token that prompts give a meaning.
     fn check_plain(&self) -> Result<()> {
         let s = &self.special;
         let mut meaningful = vec![s.bos, s.eos, s.im_start, s.im_end, s.img, s.img_end, s.img_context];
         meaningful.extend([s.seg, s.rej].into_iter().flatten());
-        for token in self.parsed.get_added_tokens_decoder().values().filter(|t| t.special) {
-            let ids = self.encode_plain(&token.content)?;
+        let added = self.parsed.get_added_tokens_decoder().into_values().map(|t| t.content);
+        for text in added.chain(meaningful.iter().filter_map(|&id| self.parsed.id_to_token(id))) {
+            let ids = self.encode_plain(&text)?;
             if let Some(id) = ids.iter().find(|id| meaningful.contains(id)) {
-                let expected = format!("`{}` as text to yield ordinary tokens", clip(&token.content));
+                let expected = format!("`{}` as text to yield ordinary tokens", clip(&text));
                 return Err(Error::file(&self.path, expected, format!("special token {id}")));
             }
         }
@@ -253,9 +251,8 @@ impl Tokenizer {
     }
 
     fn encode(&self, with: &tokenizers::Tokenizer, text: &str) -> Result<Vec<TokenId>> {
-        let encoding = with
-            .encode_fast(text, false)
-            .map_err(|e| Error::file(&self.path, "a token for every character", e.to_string()))?;
+        let encoding = guarded(|| with.encode_fast(text, false))
+            .map_err(|e| Error::file(&self.path, "a token for every character", e))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -266,7 +263,7 @@ impl Tokenizer {
     /// spaces before punctuation and sets others around special tokens, which a stream could not do.
     pub fn decode(&self, ids: &[TokenId], skip_special: bool) -> String {
         if self.surfaces.is_none() {
-            return self.parsed.decode(ids, skip_special).unwrap_or_default();
+            return guarded(|| self.parsed.decode(ids, skip_special)).unwrap_or_default();
         }
         let mut decoder = self.decoder(skip_special);
         let mut text: String = ids.iter().map(|&id| decoder.push(id)).collect();
@@ -302,6 +299,9 @@ fn place(
     if token.content.chars().nth(1).is_none() {
         return refuse("two characters at least (one could come from a user's text)".into(), "one".into());
     }
+    if token.lstrip && token.content.trim().is_empty() {
+        return refuse("more than spaces to strip on the left".into(), "spaces".into()); // could end before it begins
+    }
     let there = pieces.ids.get(&token.content).copied();
     let path = pieces.path.display();
     let replaced = match (there, pieces.rows.get(id as usize)) {
@@ -334,7 +334,11 @@ impl SpecialIds {
     fn find(path: &Path, bos: &str, eos: &str, id: impl Fn(&str) -> Option<TokenId>) -> Result<Self> {
         let need = |name: &str| {
             id(name).ok_or_else(|| {
-                Error::file(path, format!("a token `{name}` here or in the JSON files beside it"), "none")
+                Error::file(
+                    path,
+                    format!("a token `{}` here or in the JSON files beside it", clip(name)),
+                    "none",
+                )
             })
         };
         Ok(Self {
@@ -392,7 +396,7 @@ impl Decoder<'_> {
                 );
                 take_text(pending, false)
             }
-            Stream::Json { stream, held, .. } => match stream.step(id) {
+            Stream::Json { stream, held, .. } => match guarded(|| stream.step(id)) {
                 Ok(Some(text)) => {
                     held.clear();
                     text
@@ -410,7 +414,7 @@ impl Decoder<'_> {
         match &mut self.0 {
             Stream::Pieces { pending, .. } => take_text(pending, true),
             Stream::Json { tokenizer, skip_special, held, .. } => {
-                tokenizer.decode(&std::mem::take(held), *skip_special).unwrap_or_default()
+                guarded(|| tokenizer.decode(&std::mem::take(held), *skip_special)).unwrap_or_default()
             }
         }
     }
