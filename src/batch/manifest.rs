@@ -118,7 +118,9 @@ fn matched(source: &str) -> Result<Option<Vec<PathBuf>>> {
             let options = glob::MatchOptions { require_literal_leading_dot: true, ..Default::default() };
             let before = files.len();
             for file in glob::glob_with(&name, options).map_err(bad)? {
-                files.push(file.map_err(|e| Error::io(&e.path().to_path_buf(), "list")(e.into()))?);
+                let unlisted =
+                    |e: glob::GlobError| Error::Io { path: e.path().into(), doing: "list", source: e.into() };
+                files.push(file.map_err(unlisted)?);
             }
             if many && files.len() == before {
                 return Err(Error::usage(
