@@ -22,6 +22,19 @@ __device__ __forceinline__ uint32_t narrow2(float lo, float hi) {
     return reinterpret_cast<const uint32_t&>(pair);
 }
 
+// max.NaN and min.NaN: fmaxf and fminf give the number where one is NaN, and a broken model would pass for a working one.
+__device__ __forceinline__ float max_nan(float a, float b) {
+    float d;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
+    return d;
+}
+
+__device__ __forceinline__ float min_nan(float a, float b) {
+    float d;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
+    return d;
+}
+
 __device__ __forceinline__ float round_bf16(float v) { return __bfloat162float(__float2bfloat16_rn(v)); }
 
 __device__ __forceinline__ float8 widen8(uint4 bits) {

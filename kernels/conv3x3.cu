@@ -83,7 +83,7 @@ __device__ __forceinline__ void conv3x3(bf16* y, const bf16* x, const bf16* w, c
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 *reinterpret_cast<uint32_t*>(at + (i * 16 + half * 8) * P) =
-                    narrow2(fmaxf(acc[i][j][2 * half] + b0, 0.f), fmaxf(acc[i][j][2 * half + 1] + b1, 0.f));
+                    narrow2(max_nan(acc[i][j][2 * half] + b0, 0.f), max_nan(acc[i][j][2 * half + 1] + b1, 0.f));
             }
         }
     }

@@ -7,7 +7,7 @@
 //   offset  (B*G*G, 8*groups)    f32, in pixels of x
 //
 // Requires (D/groups) % 8 == 0, y_stride % 8 == 0, gridDim == (B*2G*2G, ceil(D/8 / kBlock)). Coordinates and weights in f32, rounded as the
-// reference rounds them. A thread makes eight channels. Bytes: 2*B*4*G*G*D written; x, four times as small, comes from L2.
+// reference rounds them; where an offset is NaN, so is y. A thread makes eight channels. Bytes: 2*B*4*G*G*D written; x, four times as small, comes from L2.
 
 #include "common.cuh"
 
@@ -22,8 +22,8 @@ dysample_bf16(bf16* y, int y_stride, const bf16* x, const float* offset, int G, 
     const int r = row / 2, s = col / 2, channel = d / (D / groups) * 4 + row % 2 * 2 + col % 2;
     const float* moves = offset + ((size_t(b) * G + r) * G + s) * 8 * groups;
     const float last = G - 1;
-    const float px = fminf(fmaxf(s + moves[channel], 0.f), last);
-    const float py = fminf(fmaxf(r + moves[4 * groups + channel], 0.f), last);
+    const float px = min_nan(max_nan(s + moves[channel], 0.f), last);
+    const float py = min_nan(max_nan(r + moves[4 * groups + channel], 0.f), last);
     const float x0 = floorf(px), y0 = floorf(py), fx = px - x0, fy = py - y0;
     const bf16* map = x + size_t(b) * G * G * D + d;
     auto corner = [&](float row, float col) {

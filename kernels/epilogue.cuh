@@ -7,10 +7,10 @@
 enum Then { kStore, kGelu, kRelu, kResidual };
 enum Kind { kBf16, kSiluMul, kF32 };
 
-// What comes before rounding, in f32; gelu is the exact one (erf).
+// What comes before rounding, in f32; gelu is the exact one (erf), relu keeps NaN.
 __device__ __forceinline__ float activate(float v, int then) {
     if (then == kGelu) return 0.5f * v * (1.f + erff(v * 0.70710678f));
-    return then == kRelu ? fmaxf(v, 0.f) : v;
+    return then == kRelu ? max_nan(v, 0.f) : v;
 }
 
 __device__ __forceinline__ float silu_mul(float gate, float up) { return gate / (1.f + expf(-gate)) * up; }

@@ -338,6 +338,39 @@ fn dysample() {
     }
 }
 
+/// Where an operand is NaN, so is what is made of it, and nothing else: ReLU and the clamp to the border do not make a number of it.
+#[test]
+fn nan_stays_nan() {
+    let with_nan = |seed, n: usize| {
+        let mut v = normal(seed, n);
+        v[n / 2] = f32::NAN;
+        v
+    };
+    let (g, d, o) = (4, 64, 16);
+    let n = g * g;
+    let mut case = Case::new();
+    let x = case.input("x", Act, &[n, d], &with_nan(1, n * d));
+    let map = case.input("map", Act, &[n, d], &normal(2, n * d));
+    let w = case.input("w", Act, &[d, d], &normal(3, d * d));
+    let [of_many, of_few] = [n, 3].map(|rows| case.output("relu", Act, &[rows, d]));
+    let taps = case.input("taps", Act, &[o, 3, 3, d], &normal(4, o * 9 * d));
+    let b = case.input("b", F32, &[o], &normal(5, o));
+    let pixels = case.output("pixels", Act, &[1, g * 4, g * 4]);
+    let offset = case.input("offset", F32, &[n, 8], &with_nan(6, n * 8));
+    let sampled = case.output("sampled", Act, &[4 * n, d]);
+    let mut graph = mllmseg::graph::Graph::new();
+    for (y, rows) in [(&of_many, 0..n), (&of_few, n / 2 - 1..n / 2 + 2)] {
+        graph.push("relu", ops::matmul(y, &x.rows(rows), &w).unwrap().then(ops::Epilogue::Relu).unwrap());
+    }
+    graph.push("conv3x3", ops::conv3x3(&pixels, &x.reshape([1, n, d]), &taps, &b, g).unwrap());
+    graph.push("dysample", ops::dysample(&sampled.all(), &map, &offset, g, 1).unwrap());
+    for output in &case.run_graph(graph).outputs {
+        let nan = |v: &[f32]| v.iter().map(|v| v.is_nan()).collect::<Vec<_>>();
+        assert!(nan(&output.cpu).contains(&true) && nan(&output.cpu).contains(&false), "{}", output.name);
+        assert_eq!(nan(&output.gpu), nan(&output.cpu), "{}", output.name);
+    }
+}
+
 /// Sources smaller and larger than the map, lines of less than a word, of whole words and of one more; a mask that is empty, one that is full,
 /// one with a NaN. Values are compared where none is near the threshold; every bit, box and count then follows.
 #[test]
