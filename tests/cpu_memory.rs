@@ -7,6 +7,7 @@ mod common;
 use common::chat::edited;
 use common::demo::{assets, model, picture, scenes};
 use mllmseg::engine::{Prepared, Request};
+use mllmseg::image::{Rgb, resize_bicubic};
 use mllmseg::{Answer, Engine, Error, Options, Prompting, Segmentation};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
@@ -86,6 +87,16 @@ fn identical(a: &[Segmentation], b: &[Segmentation]) {
         answers.map(|a: &Answer| (a.score.to_bits(), a.area, a.bbox, a.no_target, a.mask.clone())).collect()
     };
     assert!(values(a) == values(b));
+}
+
+#[test]
+fn a_picture_of_many_lines_needs_no_room_for_all_of_them() {
+    let _turn = TURN.lock();
+    for (width, height) in [(1, 8_000_000), (8_000_000, 1)] {
+        let long = Rgb::new(width, height, vec![90; 3 * width * height]).unwrap();
+        let small = within(150 * MB, || resize_bicubic(&long, 448, 448)).unwrap();
+        assert!(small.data.iter().all(|&v| v == 90));
+    }
 }
 
 #[test]

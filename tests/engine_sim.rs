@@ -6,7 +6,10 @@ mod common;
 use common::demo::{engine_with, expect_near_published_masks, model, picture};
 use common::gpu::{device, driver, expect_clean, report};
 use mllmseg::device::{Choice, cuda};
+use mllmseg::image::Rgb;
 use mllmseg::{Answer, Engine, Options, Prompting};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 const EXPRESSIONS: [&str; 5] =
     ["the white circle", "a red cat", "the largest square", "ring", "the leftmost blue shape"];
@@ -66,4 +69,21 @@ fn a_device_that_cannot_be_had_is_named() {
         |device| Engine::open(&model(), Options { device, ..Options::default() }).err().unwrap().to_string();
     let e = open(Choice::Cuda(0));
     assert!(e.contains("cuda:0") && e.contains("simulated"), "{e}");
+}
+
+/// A picture of few pixels and many lines, which would take three times the model's width each when they have gone across.
+#[test]
+fn a_picture_of_many_lines_takes_little_memory() {
+    let _driver = driver();
+    let (mut engine, most) = (sim(), Arc::new(AtomicUsize::new(0)));
+    let lines = Arc::clone(&most);
+    engine.observe(move |run| {
+        if run.node.name.ends_with("preprocess") {
+            run.node.op.writes().iter().for_each(|t| _ = lines.fetch_max(t.len(), Relaxed));
+        }
+    });
+    let tall = Rgb::new(1, 200_000, vec![90; 600_000]).unwrap();
+    engine.segment(&tall, &["ring"], Prompting::Single, false).unwrap().answers.remove(0).unwrap();
+    let bytes = most.load(Relaxed);
+    assert!((1..96 << 20).contains(&bytes), "{bytes}");
 }

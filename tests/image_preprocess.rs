@@ -95,3 +95,24 @@ fn equally_large_grids_are_never_equally_near() {
         }
     }
 }
+
+/// Whatever is cut into bands, or too wide for a table of weights, has the bits of one pass and then the other.
+#[test]
+fn bands_change_no_bit() {
+    let picture = |w: usize, h: usize| {
+        let value = |i: usize| if (i / 11).is_multiple_of(3) { 255 } else { (i * 37 % 251) as u8 };
+        Rgb::new(w, h, (0..3 * w * h).map(value).collect()).unwrap()
+    };
+    for (w, h, width, height) in
+        [(5, 40_000, 448, 448), (5, 40_000, 448, 30), (3, 20_000, 900, 30_000), (7, 9000, 448, 8999)]
+    {
+        let source = picture(w, h);
+        let across = resize_bicubic(&source, width, h).unwrap();
+        let both = resize_bicubic(&across, width, height).unwrap();
+        assert!(resize_bicubic(&source, width, height).unwrap() == both, "{w}x{h} to {width}x{height}");
+    }
+    let long = (1 << 20) + 3;
+    let (wide, tall) = (picture(long, 1), picture(1, long));
+    let (wide, tall) = (resize_bicubic(&wide, 448, 1).unwrap(), resize_bicubic(&tall, 1, 448).unwrap());
+    assert!(wide.data == tall.data);
+}

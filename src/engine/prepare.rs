@@ -8,7 +8,8 @@ use crate::text::{Prompts, Sequence, TokenId, Tokenizer, UserText};
 use crate::{Error, Result};
 use std::sync::Arc;
 
-/// Pixels of a picture that a device resizes; larger ones would take more of its memory than a mask decoder.
+/// Pixels of a picture that a device resizes, and of what a pass over its longer side makes; more would take more of its memory than a mask
+/// decoder.
 pub(super) const MAX_DEVICE_PIXELS: usize = 32 << 20;
 
 /// Makes requests ready for an engine of the same model. Cheap to clone; clones may work on several threads at once.
@@ -22,7 +23,7 @@ pub struct Preprocessor {
     /// Side of the model's input, in pixels.
     size: usize,
     user_text: UserText,
-    /// Pictures of more pixels are resized here, others by the device.
+    /// Pictures of more pixels, or whose longer side makes more of the model's input, are resized here, others by the device.
     most_pixels: usize,
 }
 
@@ -174,7 +175,8 @@ impl Preprocessor {
 
     /// The picture as the device takes it.
     fn source(&self, picture: &Rgb) -> Result<Rgb> {
-        if picture.width * picture.height <= self.most_pixels {
+        let longer = picture.width.max(picture.height);
+        if (picture.width * picture.height).max(longer.saturating_mul(self.size)) <= self.most_pixels {
             return Ok(picture.clone());
         }
         resize_bicubic(picture, self.size, self.size)
