@@ -171,8 +171,8 @@ pub struct Engine {
     model: Model,
     device: Box<dyn Device>,
     options: Options,
-    /// Pictures of one run; fewer after memory was short.
-    max_images: usize,
+    /// Pictures of one run.
+    max_images: Limit,
     /// Masks of one run.
     max_slots: usize,
     session: Option<Session>,
@@ -250,6 +250,36 @@ struct ImageRows {
     before: Vec<i32>,
     /// What opens the sequences of each image; its keys and values stand behind the image's.
     openings: Vec<Vec<i32>>,
+}
+
+/// How many of something one run takes: fewer after memory was short, and more again after some runs for which it was not.
+struct Limit {
+    most: usize,
+    now: usize,
+    /// Runs of `now` since it changed.
+    runs: usize,
+}
+
+impl Limit {
+    /// Runs before more are tried: were memory short for good, so few of them would be made twice.
+    const RUNS: usize = 32;
+
+    fn new(most: usize) -> Self {
+        Self { most, now: most, runs: 0 }
+    }
+
+    /// Memory was short for `n`.
+    fn short(&mut self, n: usize) {
+        *self = Self { now: (n / 2).max(1), runs: 0, ..*self };
+    }
+
+    /// Memory was enough for `n`.
+    fn enough(&mut self, n: usize) {
+        self.runs += usize::from(n == self.now && n < self.most);
+        if self.runs == Self::RUNS {
+            *self = Self { now: (2 * n).min(self.most), runs: 0, ..*self };
+        }
+    }
 }
 
 /// Called with each answer: the picture's place, the expression's place, the answer.
@@ -336,7 +366,7 @@ impl Engine {
             model,
             device,
             options,
-            max_images: MAX_IMAGES,
+            max_images: Limit::new(MAX_IMAGES),
             max_slots: MAX_SLOTS,
             session: None,
             observer: None,
@@ -375,7 +405,7 @@ impl Engine {
         let options = self.options;
         move || {
             let engine = Self::of(checkpoint, tokenizer, options, &mut |_, _| ())?;
-            Ok(Self { max_images: LANE_IMAGES, max_slots: LANE_SLOTS, ..engine })
+            Ok(Self { max_images: Limit::new(LANE_IMAGES), max_slots: LANE_SLOTS, ..engine })
         }
     }
 
@@ -469,7 +499,8 @@ impl Engine {
     /// `each` is called once for every expression with the picture's place in `pictures`, the expression's place, and the answer.
     ///
     /// # Errors
-    /// Those of the device; expressions that had no answer by then get none.
+    /// Those of the device; expressions that had no answer by then get none. Where memory is too short for a picture alone, that is the
+    /// answer of its expressions.
     pub fn segment_each(
         &mut self,
         pictures: &mut [Prepared],
@@ -502,17 +533,29 @@ impl Engine {
         };
         let mut rest = &usable[..];
         while !rest.is_empty() {
-            let most = if self.options.savings.image_once { self.max_images.min(rest.len()) } else { 1 };
+            let most = if self.options.savings.image_once { self.max_images.now.min(rest.len()) } else { 1 };
             // Plans that are kept are made for few numbers of images.
             let n = if self.device.keeps_plans() { 1 << most.ilog2() } else { most };
+            let alone = n == 1 && self.session.is_none(); // then nothing else of the engine's takes memory
             match self.run_images(&rest[..n], keep_probabilities, &mut once) {
-                Err(Error::OutOfMemory { .. }) if n > 1 => {
-                    self.max_images = n / 2;
+                Err(Error::OutOfMemory { device, what, need, free }) => {
                     self.session = None;
                     self.device.release()?;
+                    if n > 1 {
+                        self.max_images.short(n);
+                    }
+                    if alone {
+                        let (p, picture) = rest[0];
+                        for &e in picture.asked.iter().flat_map(|a| &a.expressions) {
+                            let (device, what) = (device.clone(), what.clone());
+                            once(p, e, Err(Error::OutOfMemory { device, what, need, free }));
+                        }
+                        rest = &rest[1..];
+                    }
                 }
                 other => {
                     other?;
+                    self.max_images.enough(n);
                     rest = &rest[n..];
                 }
             }
@@ -590,7 +633,7 @@ impl Engine {
         ])
     }
 
-    /// Runs some pictures, at most `max_images`, and all that is asked of them.
+    /// Runs some pictures, at most `max_images.now`, and all that is asked of them.
     fn run_images(
         &mut self,
         pictures: &[(usize, &Prepared)],

@@ -518,10 +518,8 @@ fn segment(
 ) -> Result<()> {
     batch.sort_by_key(|(job, _)| job.seq);
     let (jobs, mut pictures): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-    let mut given: Vec<Vec<bool>> = pictures.iter().map(|p| vec![false; p.expressions()]).collect();
     let (start, mut waited) = (Instant::now(), Duration::ZERO);
     let mut hand_on = |picture: usize, text: usize, answer: Result<Answer>| {
-        given[picture][text] = true;
         let wait = Instant::now();
         let bytes = answer.as_ref().map_or(0, |a| a.mask.data.len() as u64);
         let answer = answer.map(Said::Mask).map_err(|e| Failure::from(&e));
@@ -532,20 +530,7 @@ fn segment(
     };
     let ran = engine.segment_each(&mut pictures, false, &mut hand_on);
     shared.stats.stages[2].add(start.elapsed().saturating_sub(waited));
-    match ran {
-        // Memory was too short for one picture: another one may fit.
-        Err(e @ Error::OutOfMemory { .. }) => {
-            let failure = Failure::from(&e);
-            for (job, given) in jobs.iter().zip(given) {
-                for (text, _) in given.into_iter().enumerate().filter(|(_, given)| !given) {
-                    let (job, answer) = (Arc::clone(job), Err(failure.clone()));
-                    let _ = to.send(Piece { job, text, answer, _hold: None });
-                }
-            }
-            Ok(())
-        }
-        other => other,
-    }
+    ran
 }
 
 /// Answers questions side by side: those of `pictures`, and as answers end those that are ready by then, up to the first picture that is ready for
