@@ -499,8 +499,8 @@ impl Engine {
     /// `each` is called once for every expression with the picture's place in `pictures`, the expression's place, and the answer.
     ///
     /// # Errors
-    /// Those of the device; expressions that had no answer by then get none. Where memory is too short for a picture alone, that is the
-    /// answer of its expressions.
+    /// Those of the device; expressions that had no answer by then get none, and have theirs when the same pictures are given again. Where
+    /// memory is too short for a picture alone, that is the answer of its expressions.
     pub fn segment_each(
         &mut self,
         pictures: &mut [Prepared],
@@ -508,9 +508,6 @@ impl Engine {
         each: &mut dyn FnMut(usize, usize, Result<Answer>),
     ) -> Result<()> {
         self.timings = Timings::default();
-        for (p, picture) in pictures.iter_mut().enumerate() {
-            picture.unusable.drain(..).for_each(|(e, error)| each(p, e, Err(error)));
-        }
         let usable: Vec<(usize, &Prepared)> =
             pictures.iter().enumerate().filter(|(_, p)| !p.asked.is_empty()).collect();
         // A run that is made again in halves gives some of its answers again, the same ones.
@@ -559,6 +556,10 @@ impl Engine {
                     rest = &rest[n..];
                 }
             }
+        }
+        // Last, so that a run that fails takes no error with it.
+        for (p, picture) in pictures.iter_mut().enumerate() {
+            picture.unusable.drain(..).for_each(|(e, error)| each(p, e, Err(error)));
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ mod common;
 use common::demo::{assets, engine_with, model, picture};
 use common::gpu::driver;
 use mllmseg::device::{Choice, cuda};
+use mllmseg::engine::Request;
 use mllmseg::{Options, Prompting};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -116,6 +117,33 @@ fn every_call_that_fails_is_an_error_of_one_line() {
     };
     failures.par_iter().for_each(|(call, n)| failed(call, *n));
     println!("{} calls of {} functions were made to fail", failures.len(), calls.len());
+}
+
+/// What [`a_stream_whose_run_fails_loses_no_answer`] runs, in a process in which a launch fails once.
+#[test]
+#[ignore = "run by a_stream_whose_run_fails_loses_no_answer"]
+fn stream() {
+    let _driver = driver();
+    let mut engine = engine_with(Options { device: Choice::Sim, ..Options::default() });
+    let requests = PICTURES.map(|p| Request::new(picture(&format!("images/{p}")), [".", EXPRESSIONS[0]]));
+    let stream = engine.stream(requests);
+    std::thread::sleep(Duration::from_secs(2)); // then both are ready, and run together
+    for found in stream {
+        let answers = found.unwrap().answers;
+        let e = answers[0].as_ref().unwrap_err().to_string();
+        assert!(e.contains("something to look for"), "{e}");
+        assert!(answers[1].is_ok());
+    }
+}
+
+/// The pictures are asked about again one by one; an expression that cannot be used still says why.
+#[test]
+fn a_stream_whose_run_fails_loses_no_answer() {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--ignored", "--exact", "stream"]);
+    let o = command.env("PTXSIM_FAIL", "cuLaunchKernel:1=CUDA_ERROR_UNKNOWN").output().unwrap();
+    let text = String::from_utf8_lossy(&o.stdout);
+    assert!(o.status.success() && text.contains("1 passed"), "{text}");
 }
 
 /// The allocations of a batch fail one after another: some are made do with, none crashes.
