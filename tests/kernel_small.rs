@@ -159,6 +159,7 @@ fn preprocess_has_pillow_s_bits() {
         (4, 14, 592, &[(56, 56), (1, 1), (37, 300), (600, 41), (57, 55)][..]),
         (11, 4, 56, &[(1, 700), (90, 2)]),
         (32, 14, 592, &[(333, 517)]),
+        (2, 24, 1728, &[(30, 50)]), // more than 48 KB of shared memory, static and dynamic together
     ] {
         let pictures: Vec<Rgb> = sizes
             .iter()

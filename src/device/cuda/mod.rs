@@ -210,6 +210,8 @@ unsafe impl Send for Cuda {}
 struct Function {
     handle: sys::CUfunction,
     max_threads: u32,
+    /// Bytes of shared memory that a launch may ask for, beside the kernel's static arrays.
+    max_shared: u32,
 }
 
 impl Cuda {
@@ -261,7 +263,14 @@ impl Cuda {
         }
         let mut cuda =
             Self::retain(choice, ordinal, weights).map_err(|e| fail("a usable device", name(e)))?;
-        cuda.load_kernels()?;
+        let shared = cu::device::get(ordinal).and_then(|device| {
+            // SAFETY: a device of this driver.
+            unsafe {
+                let most = Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+                cu::device::get_attribute(device, most)
+            }
+        });
+        cuda.load_kernels(shared.map_err(|e| fail("a usable device", name(e)))?)?;
         cuda.load_weights(progress)?;
         Ok(cuda)
     }
@@ -309,7 +318,8 @@ impl Cuda {
         Error::Device { device: self.choice.to_string(), expected: doing.into(), found: name(e) }
     }
 
-    fn load_kernels(&mut self) -> Result<()> {
+    /// A block may have `shared` bytes of shared memory.
+    fn load_kernels(&mut self, shared: i32) -> Result<()> {
         for kernel in KERNELS {
             let image = match kernel.fatbin {
                 Some(fatbin) if self.choice != Choice::Sim => fatbin.as_ptr().cast::<c_void>(),
@@ -320,7 +330,7 @@ impl Cuda {
                 .map_err(|e| self.error(&format!("kernels/{}.cu for this GPU", kernel.name), e))?;
             self.modules.push(Module(module));
             for entry in kernel.entries {
-                let function = function(module, entry).map_err(|e| self.error(entry, e))?;
+                let function = function(module, entry, shared).map_err(|e| self.error(entry, e))?;
                 self.functions.insert(entry, function);
             }
         }
@@ -569,13 +579,18 @@ impl Drop for Cuda {
     }
 }
 
-fn function(module: sys::CUmodule, entry: &str) -> Driver<Function> {
+/// A kernel, of which a block may have `shared` bytes of shared memory in all; more than 48 KB are to be had by asking alone.
+fn function(module: sys::CUmodule, entry: &str, shared: i32) -> Driver<Function> {
     use sys::CUfunction_attribute_enum as A;
     let symbol = CString::new(entry).unwrap_or_default();
     // SAFETY: the module was just loaded, and stays so as long as its functions are used.
     unsafe {
         let handle = cu::module::get_function(module, symbol)?;
         let max = cu::function::get_function_attribute(handle, A::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?;
-        Ok(Function { handle, max_threads: max as u32 })
+        let own = cu::function::get_function_attribute(handle, A::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?;
+        let rest = (shared - own).max(0);
+        let attribute = A::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        cu::function::set_function_attribute(handle, attribute, rest)?;
+        Ok(Function { handle, max_threads: max as u32, max_shared: rest as u32 })
     }
 }

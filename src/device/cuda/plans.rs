@@ -8,7 +8,7 @@ use crate::plan::Plan;
 use crate::{Error, Result};
 use cudarc::driver::DriverError;
 use cudarc::driver::result as cu;
-use cudarc::driver::sys::{self, CUfunction_attribute_enum as Attribute};
+use cudarc::driver::sys;
 use std::ffi::{CString, c_void};
 use std::ops::Range;
 
@@ -151,12 +151,9 @@ impl Cuda {
             let found = format!("blocks of {threads}");
             return Err(Error::shape(l.entry, format!("1 to {} threads a block", f.max_threads), found));
         }
-        // Up to 48 KB need no asking, a kernel's static arrays included, which are less than 1 KB beside dynamic ones.
-        if l.smem > 47 << 10 {
-            let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: a function of a loaded module.
-            unsafe { cu::function::set_function_attribute(f.handle, attribute, l.smem as i32) }
-                .map_err(|e| self.error(&format!("{} bytes of shared memory a block", l.smem), e))?;
+        if l.smem > f.max_shared {
+            let expected = format!("at most {} bytes of dynamic shared memory a block", f.max_shared);
+            return Err(Error::shape(l.entry, expected, l.smem.to_string()));
         }
         let window = |w: &Window| Tensor { offset: w.of.offset + w.col, shape: vec![1], ..w.of.clone() };
         let arg = |a: &Arg| {
