@@ -21,7 +21,7 @@
 // kEach columns: so lanes read words of their own banks at any scale, and weights are the warp's.
 // preprocess_down: gridDim == (ceil(G/kPatches), ceil(G/rows), B), dynamic shared memory for kPatches rows of y, the weights of P results of
 // kRing quads, and rows*P words. A lane is a column; a block goes down `rows` rows of patches and reads each quad once, as long as kRing quads are
-// enough for one, else from L1 again and again.
+// enough for one and for its results, else from L1 again and again.
 // Requires S % 4 == 0, K % 8 == 0, a source that can be read up to a multiple of 16.
 // Bytes: B*(3*H*W + 2*3*H*S + 2*G*G*K), the lines from L2 where they fit; weights, and what blocks share, from L2.
 
@@ -178,7 +178,7 @@ preprocess_down_bf16(bf16* y, const unsigned* lines, const int* tables, const in
                 }
             }
         };
-        if (end - begin <= kRing && columns <= kWide) {
+        if (end - begin <= kRing && quads <= kRing && columns <= kWide) {
             loaded = max(loaded, begin);
             for (int i = loaded * 3 + warp; i < end * 3; i += kWarps) {
                 if (lane < columns / 4) store16(&s_x[i / 3 % kRing][i % 3][lane * 4], load16(x + size_t(i) * S + lane * 4));

@@ -160,6 +160,8 @@ fn preprocess_has_pillow_s_bits() {
         (11, 4, 56, &[(1, 700), (90, 2)]),
         (32, 14, 592, &[(333, 517)]),
         (2, 24, 1728, &[(30, 50)]), // more than 48 KB of shared memory, static and dynamic together
+        (4, 2, 16, &[(125, 40)]), // results whose quads are too many for the ring, a row of patches whose are not
+        (8, 1, 8, &[(160, 9)]),
     ] {
         let pictures: Vec<Rgb> = sizes
             .iter()
