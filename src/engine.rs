@@ -174,7 +174,7 @@ pub struct Engine {
     /// Pictures of one run.
     max_images: Limit,
     /// Masks of one run.
-    max_slots: usize,
+    max_slots: Limit,
     session: Option<Session>,
     observer: Observer,
     timings: Timings,
@@ -367,7 +367,7 @@ impl Engine {
             device,
             options,
             max_images: Limit::new(MAX_IMAGES),
-            max_slots: MAX_SLOTS,
+            max_slots: Limit::new(MAX_SLOTS),
             session: None,
             observer: None,
             timings: Timings::default(),
@@ -405,7 +405,8 @@ impl Engine {
         let options = self.options;
         move || {
             let engine = Self::of(checkpoint, tokenizer, options, &mut |_, _| ())?;
-            Ok(Self { max_images: Limit::new(LANE_IMAGES), max_slots: LANE_SLOTS, ..engine })
+            let (max_images, max_slots) = (Limit::new(LANE_IMAGES), Limit::new(LANE_SLOTS));
+            Ok(Self { max_images, max_slots, ..engine })
         }
     }
 
@@ -888,7 +889,6 @@ impl Engine {
         run(self.device.as_mut(), "text", &text.plan, &mut self.timings, &mut self.observer)?;
         let tokens = self.device.read_i32(&text.io.token)?;
 
-        let mut at_once = if savings.packed { self.max_slots } else { 1 };
         let rejected = self.tokenizer.special().rej;
         let first_masks = first_text + text.tensors.len();
         let (sa, t_q) = (&image.io.sa, &text.io.t_q);
@@ -896,6 +896,7 @@ impl Engine {
         while first < slots.len() {
             let mut places = Vec::new(); // (Q, DESCRIPTOR)
             let mut used = 0;
+            let at_once = if savings.packed { self.max_slots.now } else { 1 };
             for slot in slots[first..].iter().take(at_once) {
                 if used > 0 && used + slot.words() > MAX_MASK_WORDS {
                     break;
@@ -926,11 +927,12 @@ impl Engine {
             });
             match prepared {
                 Err(Error::OutOfMemory { .. }) if q > 1 => {
-                    at_once = q / 2;
+                    self.max_slots.short(q);
                     continue;
                 }
                 other => other?,
             }
+            self.max_slots.enough(q);
             let stats = self.device.read_i32(&io.stats)?;
             let bits = self.device.read_i32(&io.bits.rows(0..used))?;
             for (i, (slot, stats)) in these.iter().zip(stats.chunks_exact(STATS)).enumerate() {

@@ -106,6 +106,36 @@ fn count(engine: &mut Engine, graph: &'static str) -> Arc<Mutex<usize>> {
     runs
 }
 
+/// Later requests ask for as many masks at once as there was room for.
+#[test]
+fn masks_that_did_not_fit_together_are_made_apart() {
+    let _turn = TURN.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let dir = larger(&folder.path().join("large"), 32, 1024);
+    let expressions = ["red ring"; 16];
+    for room in (4..400).step_by(4) {
+        let mut engine = Engine::open(&dir, Options::default()).unwrap();
+        let runs = count(&mut engine, "masks");
+        let mut ask = |expressions: &[&str], room: u64| {
+            *runs.lock().unwrap() = 0;
+            let mut prepared = [engine
+                .preprocessor()
+                .prepare_parts(&picture("images/000.png"), expressions, Prompting::Single)
+                .unwrap()];
+            let found = within(room, || engine.segment_batch(&mut prepared, false));
+            let answered = found.is_ok_and(|f| f[0].answers.iter().all(Result::is_ok));
+            answered.then_some(*runs.lock().unwrap())
+        };
+        // Where it answers in a few runs, the text had room and the masks had not.
+        ask(&expressions[..8], 1 << 40);
+        if let Some(2..=4) = ask(&expressions, room * MB) {
+            assert!(ask(&expressions, 1 << 40).is_some_and(|runs| runs > 1), "{room} MB");
+            return;
+        }
+    }
+    panic!("masks never were too many");
+}
+
 #[test]
 fn a_picture_of_many_lines_needs_no_room_for_all_of_them() {
     let _turn = TURN.lock();
