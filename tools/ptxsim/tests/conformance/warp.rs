@@ -89,6 +89,52 @@ fn a_part_of_the_lanes_takes_part() {
     check(code, &["b32", "b32"], &lanes(|i| vec![i]), |r| Bits(if r[0] % 2 == 0 { 30 } else { 256 }));
 }
 
+/// Lanes that name masks of their own execute one instruction together, as tiles of a warp do.
+#[test]
+fn groups_that_name_their_own_masks_are_served_apart() {
+    for size in [4u64, 8, 16] {
+        let first = |i: u64| i / size * size;
+        let tile = |i: u64| ((1 << size) - 1) << first(i);
+        let rows = lanes(|i| vec![u64::from(i % 3 == 0), i, tile(i)]);
+        let those = |r: &[u64], f: &dyn Fn(u64) -> bool| -> u64 {
+            (0..32).filter(|&i| r[2] >> i & 1 != 0 && f(i)).map(|i| 1 << i).sum()
+        };
+        let types = &["b32", "pred", "b32", "b32"];
+        let test = |code: &str, want: &dyn Fn(&[u64]) -> u64| check(code, types, &rows, |r| Bits(want(r)));
+        test("vote.sync.ballot.b32 $d, $a, $c;", &|r| those(r, &|i| i % 3 == 0));
+        test("redux.sync.add.u32 $d, $b, $c;", &|r| (first(r[1])..first(r[1]) + size).sum());
+        test("redux.sync.max.u32 $d, $b, $c;", &|r| first(r[1]) + size - 1);
+        test("shfl.sync.bfly.b32 $d, $b, 3, 31, $c;", &|r| r[1] ^ 3);
+        test(".reg .b32 %x; shr.u32 %x, $b, 1; match.any.sync.b32 $d, %x, $c;", &|r| 3 << (r[1] & !1));
+        let whole = format!(".reg .b32 %x; div.u32 %x, $b, {size}; match.all.sync.b32 $d, %x, $c;");
+        test(&whole, &|r| r[2]);
+        test(".reg .pred %p; elect.sync $d|%p, $c;", &|r| first(r[1]));
+        let types = &["pred", "pred", "b32", "b32"];
+        let test = |code: &str, want: &dyn Fn(&[u64]) -> bool| {
+            check(code, types, &rows, |r| Bits(want(r).into()));
+        };
+        test(".reg .pred %p; setp.lt.u32 %p, $b, 5; vote.sync.any.pred $d, %p, $c;", &|r| first(r[1]) < 5);
+        test(".reg .pred %p; setp.gt.u32 %p, $b, 5; vote.sync.all.pred $d, %p, $c;", &|r| first(r[1]) > 5);
+        test(".reg .b32 %x; elect.sync %x|$d, $c;", &|r| r[1] == first(r[1]));
+        // Lanes 10 and up come to it on their own: a tile that is cut in two waits for its other part.
+        let code = ".reg .pred %p, %q; mov.u32 $d, 0; setp.ge.u32 %p, $b, 10; @%p bra sum;\n\
+                    setp.gt.u32 %q, $b, 99; @%q bra end;\nsum: redux.sync.add.u32 $d, $b, $c;\nend:";
+        check(code, &["b32", "pred", "b32", "b32"], &rows, |r| Bits((first(r[1])..first(r[1]) + size).sum()));
+    }
+}
+
+#[test]
+fn shuffles_between_groups_are_reported() {
+    use ptxsim::{LaunchConfig, LoadedModule, Memory, Options, ReportKind, launch};
+    let ptx = ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry k() {\n\
+        .reg .u32 %t, %m; .reg .pred %p; mov.u32 %t, %laneid; setp.lt.u32 %p, %t, 16; selp.b32 %m, 0xffff, 0xffff0000, %p;\n\
+        shfl.sync.bfly.b32 %t, %t, 16, 31, %m; ret;\n}\n";
+    let memory = Memory::new(1 << 20);
+    let module = LoadedModule::load(crate::harness::module(ptx).into(), &memory).unwrap();
+    let report = launch(&memory, &module, "k", &LaunchConfig::new(1, 32), &Options::default()).unwrap();
+    assert!(report.reports.iter().any(|r| r.kind == ReportKind::WrongMask), "{:?}", report.reports);
+}
+
 #[test]
 fn reductions() {
     let v = |i: u64| (i * 0x1234_5677 + 0x8000_0000) & 0xffff_ffff;
