@@ -2,7 +2,7 @@
 //!
 //! A NaN result is `0x7fffffff` (f32); f64 NaNs keep the payload that the host gives. `.ftz` flushes subnormal inputs and
 //! results to zeros of the same sign; `.sat` clamps to [0, 1] and turns NaN into +0. Nearest rounding is the
-//! host's own; the other modes correct its result by the sign of its exact error.
+//! host's own; in the other modes f32 goes through an f64 that is rounded to odd, f64 through integers.
 
 use super::alu::{compare, store_setp};
 use super::{Cx, Exec, F32, F64, Flow, LANES, S32, U32, View, bits, lanes, lanewise};
@@ -150,64 +150,121 @@ fn nudge64(x: f64, towards: f64) -> f64 {
     if towards > 0.0 { x.next_up() } else { x.next_down() }
 }
 
-/// Turns `r`, nearest to an exact value that lies `error` away from it, into the rounding `mode`.
-fn directed64(r: f64, error: f64, mode: u64) -> f64 {
-    let moves = match mode {
-        RZ => (error < 0.0) == (r > 0.0) && r != 0.0,
-        RM => error < 0.0,
-        RP => error > 0.0,
-        _ => false,
-    };
-    if error == 0.0 || error.is_nan() || !moves { r } else { nudge64(r, error) }
-}
-
 /// The exact error of `a + b` (Knuth).
 fn sum_error(a: f64, b: f64, s: f64) -> f64 {
     let bb = s - a;
     (a - (s - bb)) + (b - bb)
 }
 
+/// Sign, significand and exponent of a finite value that is not 0: `m * 2^e`, the top bit of `m` at 124.
+fn parts(x: f64) -> (bool, u128, i32) {
+    let (field, fraction) = ((x.to_bits() >> 52 & 0x7ff) as i32, x.to_bits() & (1 << 52) - 1);
+    let (m, e) = if field == 0 { (fraction, -1074) } else { (fraction | 1 << 52, field - 1075) };
+    let (m, e) = raise(m.into(), e);
+    (x.is_sign_negative(), m, e)
+}
+/// `m * 2^e` with the top bit of `m` at 124.
+fn raise(m: u128, e: i32) -> (u128, i32) {
+    let up = m.leading_zeros() as i32 - 3;
+    (if up < 0 { jam(m, -up as u32) } else { m << up }, e - up)
+}
+/// `m >> by`; the last bit is set if bits that are not 0 fall out.
+fn jam(m: u128, by: u32) -> u128 {
+    if by > 127 { u128::from(m != 0) } else { m >> by | u128::from(m & (1 << by) - 1 != 0) }
+}
+
+/// `m * 2^e`, rounded once. `m` is not 0 and has its top bit at 125 at most; its last bit may stand for any that follow.
+fn round64(negative: bool, m: u128, e: i32, mode: u64) -> f64 {
+    let top = e + 127 - m.leading_zeros() as i32;
+    // Exponent of the last bit that the result has.
+    let last = (top - 52).max(-1074);
+    let drop = last - e;
+    let (k, rest, half) = match drop {
+        ..=0 => (m << -drop, 0, 1),
+        1..=126 => (m >> drop, m & (1 << drop) - 1, 1 << (drop - 1)),
+        _ => (0, 1, 2),
+    };
+    let up = match mode {
+        RZ => false,
+        RM => negative && rest != 0,
+        RP => !negative && rest != 0,
+        _ => rest > half || rest == half && k & 1 != 0,
+    };
+    let k = k as u64 + u64::from(up);
+    // A significand that rounding makes 2^53 carries into the exponent.
+    let bits = if k >> 52 == 0 { k } else { ((last + 1075) as u64) << 52 };
+    let bits = if k >> 52 == 0 { bits } else { bits + (k - (1 << 52)) };
+    let v = if top > 1023 || bits >= f64::INFINITY.to_bits() {
+        let away = match mode {
+            RZ => false,
+            RM => negative,
+            RP => !negative,
+            _ => true,
+        };
+        if away { f64::INFINITY } else { f64::MAX }
+    } else {
+        f64::from_bits(bits)
+    };
+    if negative { -v } else { v }
+}
+
 fn add_mode(a: f64, b: f64, mode: u64) -> f64 {
-    let s = a + b;
-    if s == 0.0 && mode == RM && (a != 0.0 || a.is_sign_negative() || b.is_sign_negative()) {
-        return -0.0;
-    }
-    if s.is_infinite() && a.is_finite() && b.is_finite() {
-        return directed64(s, -s, mode);
-    }
-    directed64(s, sum_error(a, b, s), mode)
+    fma_mode(a, 1.0, b, mode)
 }
 fn mul_mode(a: f64, b: f64, mode: u64) -> f64 {
     let p = a * b;
-    if p.is_infinite() && a.is_finite() && b.is_finite() {
-        return directed64(p, -p, mode);
+    if !a.is_finite() || !b.is_finite() || a == 0.0 || b == 0.0 {
+        return p;
     }
-    directed64(p, a.mul_add(b, -p), mode)
+    let ((na, ma, ea), (nb, mb, eb)) = (parts(a), parts(b));
+    round64(na != nb, (ma >> 72) * (mb >> 72), ea + eb + 144, mode)
 }
 fn fma_mode(a: f64, b: f64, c: f64, mode: u64) -> f64 {
-    let r = a.mul_add(b, c);
-    let p = a * b;
-    if r == 0.0 && mode == RM && !(p.is_sign_positive() && c.is_sign_positive() && c == 0.0) {
-        return -0.0;
+    let (p, zero) = (a * b, if mode == RM { -0.0 } else { 0.0 });
+    if !a.is_finite() || !b.is_finite() || !c.is_finite() {
+        return a.mul_add(b, c);
     }
-    if r.is_infinite() && a.is_finite() && b.is_finite() && c.is_finite() {
-        return directed64(r, -r, mode);
+    if a == 0.0 || b == 0.0 {
+        return match c == 0.0 {
+            true if p.is_sign_negative() == c.is_sign_negative() => p,
+            true => zero,
+            false => c,
+        };
     }
-    let (pe, s) = (a.mul_add(b, -p), p + c);
-    let se = sum_error(p, c, s);
-    directed64(r, (s - r) + (pe + se), mode)
+    if c == 0.0 {
+        return mul_mode(a, b, mode);
+    }
+    let ((na, ma, ea), (nb, mb, eb), (nc, mc, ec)) = (parts(a), parts(b), parts(c));
+    let np = na != nb;
+    let (mp, ep) = raise((ma >> 72) * (mb >> 72), ea + eb + 144);
+    // The larger of product and addend, and the other on its scale.
+    let (n, m, e, other) = if (ep, mp) >= (ec, mc) {
+        (np, mp, ep, jam(mc, (ep - ec) as u32))
+    } else {
+        (nc, mc, ec, jam(mp, (ec - ep) as u32))
+    };
+    match if np == nc { m + other } else { m - other } {
+        0 => zero,
+        m => round64(n, m, e, mode),
+    }
 }
 fn div_mode(a: f64, b: f64, mode: u64) -> f64 {
-    let q = a / b;
-    if q.is_infinite() && a.is_finite() && b != 0.0 {
-        return directed64(q, -q, mode);
+    if !a.is_finite() || !b.is_finite() || a == 0.0 || b == 0.0 {
+        return a / b;
     }
-    let rest = (-q).mul_add(b, a);
-    directed64(q, if b < 0.0 { -rest } else { rest }, mode)
+    let ((na, ma, ea), (nb, mb, eb)) = (parts(a), parts(b));
+    let mb = mb >> 72;
+    round64(na != nb, ma / mb | u128::from(ma % mb != 0), ea - eb - 72, mode)
 }
 fn sqrt_mode(a: f64, mode: u64) -> f64 {
-    let s = a.sqrt();
-    directed64(s, (-s).mul_add(s, a), mode)
+    if !a.is_finite() || a <= 0.0 {
+        return a.sqrt();
+    }
+    let (_, m, e) = parts(a);
+    let (m, e) = if e % 2 == 0 { (m, e) } else { (m << 1, e - 1) };
+    let s = m.isqrt();
+    // Two bits more, the last of them for what is left.
+    round64(false, s << 2 | u128::from(s * s != m), e / 2 - 2, mode)
 }
 
 /// The sum of two values as an f64 rounded to odd, from which any rounding to fewer than 51 bits is right.

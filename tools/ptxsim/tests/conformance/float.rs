@@ -285,6 +285,76 @@ fn f64_arithmetic() {
     check("neg.f64 $d, $a;", &["b64"; 2], &all([&numbers]), |r| end(-x(r[0])));
 }
 
+/// Directed rounding where results are subnormal, and where what is rounded away is.
+#[test]
+fn f64_results_near_zero() {
+    // Values of 24 bits: products are exact, sums of a product and a value a rounded sum and its error.
+    let v: Vec<f64> = [1.0f32, 1.5, 3.0, 0.1, 1.000_000_1, 0.999_999_94, 5.432_1, 7e-9, 1e4]
+        .iter()
+        .flat_map(|&x| [f64::from(x), -f64::from(x)])
+        .collect();
+    let scaled = |x: f64, by: i32| x * 2f64.powi(by / 2) * 2f64.powi(by - by / 2);
+    for shift in [1000, 1021, 1050, 1074, 1090] {
+        // Operands of which one is smaller by that power of two.
+        let bits: Vec<u64> = v.iter().map(|x| x.to_bits()).collect();
+        let small = Format { p: 53, emin: shift - 1022, max: f64::MAX };
+        let want = |v: f64| Bits(scaled(v, -shift).to_bits());
+        let x = f64::from_bits;
+        // `$a` and `$b` times 2^-(shift / 2) and 2^-(shift - shift / 2), `$c` times both.
+        let (half, rest) = (2f64.powi(-(shift / 2)).to_bits(), 2f64.powi(shift / 2 - shift).to_bits());
+        let scale = |r: char, by: u64| format!("mul.rn.f64 ${r}, ${r}, 0d{by:016x}; ");
+        let (a, b) = (scale('a', half), scale('b', rest));
+        let whole = |r: char| scale(r, half) + &scale(r, rest);
+        for (name, mode) in MODES {
+            let pairs = all([&bits, &bits]);
+            check(&format!("{a}{b}mul.{name}.f64 $d, $a, $b;"), &["b64"; 3], &pairs, |r| {
+                want(round(x(r[0]) * x(r[1]), 0.0, small, mode))
+            });
+            check(
+                &format!(
+                    "{a}.reg .f64 %y; mov.f64 %y, 0d{rest:016x}; rcp.rn.f64 %y, %y; mul.rn.f64 $b, $b, %y; div.{name}.f64 $d, $a, $b;"
+                ),
+                &["b64"; 3],
+                &pairs,
+                |r| want(quotient(x(r[0]), x(r[1]), small, mode)),
+            );
+            // The addend is exact where it does not lose bits itself.
+            let addends: Vec<u64> = [1.0f64, -1.0, 3.0, -12.0, 4096.0, -1e6].map(f64::to_bits).to_vec();
+            if shift <= 1074 {
+                check(
+                    &format!("{a}{b}{}fma.{name}.f64 $d, $a, $b, $c;", whole('c')),
+                    &["b64"; 4],
+                    &all([&bits, &bits, &addends]),
+                    |r| want(sum(x(r[0]) * x(r[1]), x(r[2]), small, mode)),
+                );
+            }
+        }
+    }
+    let f64s = Format { p: 53, emin: -1022, max: f64::MAX };
+    let small: Vec<u64> = [1.0f64, 2.0, 3.0, 5.0, 1e5].map(|v| scaled(v, -1074).to_bits()).to_vec();
+    for (name, mode) in MODES {
+        check(&format!("sqrt.{name}.f64 $d, $a;"), &["b64"; 2], &all([&small]), |r| {
+            let v = f64::from_bits(r[0]) * 2f64.powi(537) * 2f64.powi(537);
+            Bits((root(v, f64s, mode) * 2f64.powi(-537)).to_bits())
+        });
+        // A product beyond every value, and a sum that is not.
+        let huge = (2f64.powi(1000).to_bits(), 2f64.powi(25).to_bits(), (-f64::MAX).to_bits());
+        let rows = vec![vec![huge.0, huge.1, huge.2]];
+        check(&format!("fma.{name}.f64 $d, $a, $b, $c;"), &["b64"; 4], &rows, |_| {
+            // 2^1025 - (2^1024 - 2^971) is 2^1024 + 2^971, too large again.
+            Bits(if matches!(mode, Mode::Rz | Mode::Rm) {
+                f64::MAX.to_bits()
+            } else {
+                f64::INFINITY.to_bits()
+            })
+        });
+        let rows = vec![vec![2f64.powi(1000).to_bits(), 2f64.powi(24).to_bits(), huge.2]];
+        check(&format!("fma.{name}.f64 $d, $a, $b, $c;"), &["b64"; 4], &rows, |_| {
+            Bits(2f64.powi(971 - 1).to_bits() + (1 << 52))
+        });
+    }
+}
+
 /// A 16-bit format: its name, its bounds, from and to bits.
 type Half = (&'static str, Format, fn(u64) -> f64, fn(f64) -> u64);
 const HALVES: [Half; 2] = [("f16", F16, from_f16, f16_bits), ("bf16", BF16, from_bf16, bf16_bits)];
