@@ -248,6 +248,11 @@ fn reductions_are_those_of_red() {
     }
     assert!(Reduce::of_tensor(ReduceOp::Xor, DataType::Int32).is_some());
     assert!(Reduce::of_tensor(ReduceOp::Add, DataType::Uint8).is_none());
+    // f32 sums lose their subnormals, as those of `red` do; a tensor's where its type says so.
+    assert_eq!(run("add", "f32", 0x8000_0001, 0x0040_0000), 0);
+    assert_eq!(run("add", "f32", 0x0080_0000, 0x8080_0001), 0x8000_0000);
+    let tensor = |ty| Reduce::of_tensor(ReduceOp::Add, ty).unwrap().apply(1, 0x0040_0000);
+    assert_eq!((tensor(DataType::Float32), tensor(DataType::Float32Ftz)), (0x0040_0001, 0));
     let mut dst = [1u32, 2, 3].map(u32::to_le_bytes).concat();
     Reduce::parse("add", "u32").unwrap().apply_all(&mut dst, &[10u32, 20, 30].map(u32::to_le_bytes).concat());
     assert_eq!(dst, [11u32, 22, 33].map(u32::to_le_bytes).concat());

@@ -38,9 +38,10 @@ pub(crate) enum AtomOp {
     MaxF16x2,
     MinBf16x2,
     MaxBf16x2,
+    /// [`AtomOp::AddF32`] on global memory.
     AddF32Ftz,
 }
-const OPS: [AtomOp; 23] = [
+const OPS: [AtomOp; 22] = [
     AtomOp::Add,
     AtomOp::AddF32,
     AtomOp::AddF64,
@@ -63,7 +64,6 @@ const OPS: [AtomOp; 23] = [
     AtomOp::MaxF16x2,
     AtomOp::MinBf16x2,
     AtomOp::MaxBf16x2,
-    AtomOp::AddF32Ftz,
 ];
 
 /// The new value of a cell of `bytes` bytes that holds `old`.
@@ -254,6 +254,8 @@ unsafe fn atom(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
             if !found {
                 return Flow::Stop;
             }
+            // Sums of f32 lose their subnormals in global memory, not in shared memory (PTX ISA "atom").
+            let kind = if sp == space::GLOBAL && kind == AtomOp::AddF32 { AtomOp::AddF32Ftz } else { kind };
             for i in 0..LANES {
                 if lanes_in >> i & 1 != 0 {
                     for k in 0..vec {

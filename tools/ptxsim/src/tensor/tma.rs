@@ -13,6 +13,7 @@
 use super::formats::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use super::tensormap::{DataType, TensorMap};
 use super::wgmma::Swizzle;
+use crate::exec::float::ftz;
 
 /// A run of bytes of a box, contiguous on both sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +128,8 @@ pub enum ReduceType {
     F16,
     Bf16,
     F32,
+    /// f32 whose subnormal operands and results count as zeros of their sign.
+    F32Ftz,
     F64,
 }
 
@@ -169,7 +172,8 @@ impl Reduce {
             "b64" => B64,
             "f16" => F16,
             "bf16" => Bf16,
-            "f32" => F32,
+            // As `red` does it in global memory.
+            "f32" => F32Ftz,
             "f64" => F64,
             _ => return None,
         };
@@ -188,9 +192,8 @@ impl Reduce {
             DataType::Int64 => ReduceType::S64,
             DataType::Float16 => ReduceType::F16,
             DataType::Bfloat16 => ReduceType::Bf16,
-            DataType::Float32 | DataType::Float32Ftz | DataType::Tfloat32 | DataType::Tfloat32Ftz => {
-                ReduceType::F32
-            }
+            DataType::Float32 | DataType::Tfloat32 => ReduceType::F32,
+            DataType::Float32Ftz | DataType::Tfloat32Ftz => ReduceType::F32Ftz,
             DataType::Float64 => ReduceType::F64,
             DataType::Uint8 | DataType::Uint16 => return None,
         };
@@ -220,7 +223,7 @@ impl Reduce {
 
     /// `old op x`, bits of the element type in the low end of 64.
     ///
-    /// Additions round to nearest even and keep subnormals. `min` and `max` prefer a number to a NaN, and -0 is below +0.
+    /// Additions round to nearest even. `min` and `max` prefer a number to a NaN, and -0 is below +0.
     pub fn apply(self, old: u64, x: u64) -> u64 {
         use ReduceOp::*;
         let unsigned = |a: u64, b: u64| match self.op {
@@ -273,8 +276,10 @@ impl Reduce {
             // An f32 sum of two halves is exact enough for a second rounding to change nothing.
             ReduceType::F16 => half(f16_to_f32, f32_to_f16),
             ReduceType::Bf16 => half(bf16_to_f32, f32_to_bf16),
-            ReduceType::F32 => {
-                let sum = f32::from_bits(old as u32) + f32::from_bits(x as u32);
+            ReduceType::F32 | ReduceType::F32Ftz => {
+                let flush = |x: f32| if self.elem == ReduceType::F32Ftz { ftz::<true>(x) } else { x };
+                let value = |bits: u64| flush(f32::from_bits(bits as u32));
+                let sum = flush(value(old) + value(x));
                 u64::from(if sum.is_nan() { 0x7fff_ffff } else { sum.to_bits() })
             }
             ReduceType::F64 => {

@@ -304,6 +304,32 @@ fn atomics_give_the_old_value_and_leave_the_new() {
     });
 }
 
+/// Sums of f32 flush subnormals in global memory, not in shared memory.
+#[test]
+fn atomic_sums_near_zero() {
+    let v = [0u64, 1, 0x8000_0001, 0x007f_ffff, 0x0080_0000, 0x8080_0001, 0x3f80_0000];
+    let own = ".shared .align 8 .b8 own[512]; .reg .u32 %q; mov.u32 %q, own; mad.lo.u32 %q, %t, 8, %q; st.shared.u32 [%q], $a;";
+    let generic = format!("{own} .reg .u64 %g; cvt.u64.u32 %g, %q; cvta.shared.u64 %g, %g;");
+    let flush = |x: f32| if x.is_subnormal() { 0f32.copysign(x) } else { x };
+    for (setup, space, p, flushes) in [
+        ("", ".global", "%in", true),
+        ("", "", "%in", true),
+        (own, ".shared", "%q", false),
+        (&*generic, "", "%g", false),
+    ] {
+        for code in [
+            format!("red{space}.add.f32 [{p}], $b;"),
+            format!(".reg .f32 %o; atom{space}.add.f32 %o, [{p}], $b;"),
+        ] {
+            check(&format!("{setup} {code} ld{space}.b32 $d, [{p}];"), &["b32"; 3], &all([&v, &v]), |r| {
+                let f = |x: f32| if flushes { flush(x) } else { x };
+                let x = |b: u64| f(f32::from_bits(b as u32));
+                Bits(f(x(r[0]) + x(r[1])).to_bits().into())
+            });
+        }
+    }
+}
+
 #[test]
 fn atomics_of_all_lanes_on_one_word_add_up() {
     let rows: Vec<Vec<u64>> = (0..64).map(|i| vec![i]).collect();
