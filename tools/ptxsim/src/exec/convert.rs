@@ -279,7 +279,10 @@ unsafe fn convert_slow(cx: &mut Cx, op: &Op, how: How, mask: u32) {
         }
         if how.src.is_int() {
             let a = read_int(cx, op.s[1], how.src);
-            let exact = |v: i64| if how.src == Kind::U64 { i128::from(v as u64) } else { i128::from(v) };
+            let exact = |v: i64| {
+                let v = if how.src == Kind::U64 { i128::from(v as u64) } else { i128::from(v) };
+                if how.sat { v.clamp(0, 1) } else { v }
+            };
             if how.dst == Kind::F64 {
                 U64::put(cx, op.s[0], lanes(|i| int_to_f64(exact(a[i]), how.mode).to_bits()), mask);
             } else {
@@ -361,19 +364,14 @@ fn int_to_narrow(v: i128, how: How) -> u32 {
         _ => {
             let r = v as f32;
             let back = r as i128;
-            let r = match how.mode {
-                MODE_RZ if back.abs() > v.abs() => {
-                    if v > 0 {
-                        r.next_down()
-                    } else {
-                        r.next_up()
-                    }
-                }
+            match how.mode {
+                MODE_RZ if back.abs() > v.abs() && v > 0 => r.next_down(),
+                MODE_RZ if back.abs() > v.abs() => r.next_up(),
                 MODE_RM if back > v => r.next_down(),
                 MODE_RP if back < v => r.next_up(),
                 _ => r,
-            };
-            if how.sat { (clamp01(f64::from(r)) as f32).to_bits() } else { r.to_bits() }
+            }
+            .to_bits()
         }
     }
 }

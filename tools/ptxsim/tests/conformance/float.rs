@@ -554,6 +554,16 @@ fn integer_to_float() {
                 let (hi, lo) = x(r[0]);
                 Bits(round(hi, lo, Format { p: 53, emin: -1022, max: f64::MAX }, mode).to_bits())
             });
+            // `.sat`: between 0 and 1.
+            for (to, size_to, one) in
+                [("f32", "b32", 0x3f80_0000), ("f64", "b64", 1f64.to_bits()), ("f16", "b16", 0x3c00)]
+            {
+                if bits > 8 || to != "f16" {
+                    check(&format!("cvt.{name}.sat.{to}.{ty} $d, $a;"), &[size_to, &size], &all([&v]), |r| {
+                        Bits(if x(r[0]).0 >= 1.0 { one } else { 0 })
+                    });
+                }
+            }
             if bits > 8 {
                 check(&format!("cvt.{name}.f16.{ty} $d, $a;"), &["b16", &size], &all([&v]), |r| {
                     Bits(f16_bits(round(x(r[0]).0, x(r[0]).1, F16, mode)))
