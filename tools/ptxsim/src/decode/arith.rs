@@ -497,6 +497,9 @@ impl Decoder<'_> {
         if c > cmp::GE && !ty.is_float() {
             return Err(m.unknown("this comparison is for floats"));
         }
+        if ftz && !matches!(ty, F32 | F16 | F16x2) {
+            return Err(m.unknown("`.ftz` is for f32, f16 and f16x2"));
+        }
         let f = match ty {
             B32 | U32 => by_cmp!(int handler, alu::SetpU32, c),
             S32 => by_cmp!(int handler, alu::SetpS32, c),
@@ -507,7 +510,8 @@ impl Decoder<'_> {
             F32 if ftz => by_cmp!(handler, float::SetpF32, c, true),
             F32 => by_cmp!(handler, float::SetpF32, c, false),
             F64 => by_cmp!(cold, float::SetpF64, c),
-            F16 => by_cmp!(cold, float::SetpF16, c),
+            F16 if ftz => by_cmp!(cold, float::SetpF16, c, true),
+            F16 => by_cmp!(cold, float::SetpF16, c, false),
             Bf16 => by_cmp!(cold, float::SetpBf16, c),
             F16x2 | Bf16x2 if base == "setp" => by_cmp!(cold, half::SetpX2, c),
             _ => return Err(m.unknown("no such type")),

@@ -402,7 +402,7 @@ macro_rules! setp_float {
 }
 setp_float!(SetpF32, F32, |x| ftz::<FTZ>(x), FTZ);
 setp_float!(SetpF64, F64, |x| x,);
-setp_float!(SetpF16, F16View, |x| x,);
+setp_float!(SetpF16, F16View, |x| super::half::flush16::<FTZ>(x), FTZ);
 setp_float!(SetpBf16, Bf16View, |x| x,);
 use super::{Bf16 as Bf16View, F16 as F16View};
 

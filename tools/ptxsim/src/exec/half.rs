@@ -33,7 +33,7 @@ fn relu(x: f32) -> f32 {
 }
 /// Flushes subnormals of f16 (`.ftz`).
 #[inline(always)]
-fn flush16<const FTZ: bool>(x: f32) -> f32 {
+pub(crate) fn flush16<const FTZ: bool>(x: f32) -> f32 {
     if FTZ && x.abs() < 6.103_515_6e-5 { 0.0f32.copysign(x) } else { x }
 }
 
@@ -116,7 +116,7 @@ lanewise! {
     Neg16x2: U32 = |a: U32| a ^ 0x8000_8000;
 }
 
-/// `setp` of f16x2 (or bf16x2, `imm` bit 3): `p` for the low halves, `q` for the high ones, each combined with the third
+/// `setp` of f16x2 (`imm` bit 4: `.ftz`) or bf16x2 (bit 3): `p` for the low halves, `q` for the high ones, each combined with the third
 /// predicate as in [`store_setp`](super::alu::store_setp).
 pub(crate) struct SetpX2<const CMP: u8>;
 impl<const CMP: u8> super::Exec for SetpX2<CMP> {
@@ -127,6 +127,9 @@ impl<const CMP: u8> super::Exec for SetpX2<CMP> {
         unsafe {
             let (a, b) = if op.imm & 8 != 0 {
                 (Bf16x2::get(cx, op.s[1]), Bf16x2::get(cx, op.s[2]))
+            } else if op.imm & 16 != 0 {
+                let flush = |v: [[f32; 2]; 32]| v.map(|x| x.map(flush16::<true>));
+                (flush(F16x2::get(cx, op.s[1])), flush(F16x2::get(cx, op.s[2])))
             } else {
                 (F16x2::get(cx, op.s[1]), F16x2::get(cx, op.s[2]))
             };

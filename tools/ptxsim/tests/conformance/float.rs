@@ -200,6 +200,15 @@ fn comparisons() {
         check(&format!("setp.{op}.f16 $d, $a, $b;"), &["pred", "b16", "b16"], &all([&h, &h]), |r| {
             Bits(f(from_f16(r[0]), from_f16(r[1])).into())
         });
+        // `.ftz`: subnormals of f16 count as zeros.
+        let x = |b: u64| if b & 0x7c00 == 0 { 0.0 } else { from_f16(b) };
+        check(&format!("setp.{op}.ftz.f16 $d, $a, $b;"), &["pred", "b16", "b16"], &all([&h, &h]), |r| {
+            Bits(f(x(r[0]), x(r[1])).into())
+        });
+        let code = format!(
+            ".reg .b32 %x, %y; .reg .pred %p; mov.b32 %x, {{$a, 0}}; mov.b32 %y, {{$b, 0}}; setp.{op}.ftz.f16x2 $d|%p, %x, %y;"
+        );
+        check(&code, &["pred", "b16", "b16"], &all([&h, &h]), |r| Bits(f(x(r[0]), x(r[1])).into()));
         check(&format!("setp.{op}.bf16 $d, $a, $b;"), &["pred", "b16", "b16"], &all([&h, &h]), |r| {
             Bits(f(from_bf16(r[0]), from_bf16(r[1])).into())
         });
