@@ -84,7 +84,18 @@ impl<'a> Lexer<'a> {
                     break;
                 }
             }
-            return Ok(Tok::Word(&self.source[start..self.at]));
+            let word = &self.source[start..self.at];
+            // `.reg.b32` is two words: no blank is needed before the type.
+            if let Some(end) = word.get(1..).and_then(|w| w.find('.')).map(|n| n + 1)
+                && matches!(
+                    &word[..end],
+                    ".reg" | ".param" | ".local" | ".shared" | ".global" | ".const" | ".v2" | ".v4"
+                )
+            {
+                self.at = start + end;
+                return Ok(Tok::Word(&word[..end]));
+            }
+            return Ok(Tok::Word(word));
         }
         if b == b'"' {
             self.at += 1;

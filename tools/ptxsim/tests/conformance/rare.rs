@@ -212,6 +212,18 @@ fn untyped_selections_and_comparisons() {
     }
 }
 
+/// No blank is needed between the parts of a declaration.
+#[test]
+fn declarations_without_blanks() {
+    check(
+        ".reg.b16 %x; .reg.b32 %y; .reg.f32 %z; .reg.pred %p; .local.align 4 .b32 l; cvt.u16.u32 %x, $a; cvt.u32.u16 %y, %x;\n\
+         st.local.u32 [l], %y; ld.local.u32 $d, [l];",
+        &["b32"; 2],
+        &all([&[0x12345, 7]]),
+        |r| Bits(r[0] & 0xffff),
+    );
+}
+
 #[test]
 fn moves_of_every_type() {
     for (types, b, bits) in
