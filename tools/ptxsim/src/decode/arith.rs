@@ -513,7 +513,7 @@ impl Decoder<'_> {
             F16 if ftz => by_cmp!(cold, float::SetpF16, c, true),
             F16 => by_cmp!(cold, float::SetpF16, c, false),
             Bf16 => by_cmp!(cold, float::SetpBf16, c),
-            F16x2 | Bf16x2 if base == "setp" => by_cmp!(cold, half::SetpX2, c),
+            F16x2 | Bf16x2 => by_cmp!(cold, half::SetpX2, c),
             _ => return Err(m.unknown("no such type")),
         };
         let n = if combine == 0 { 3 } else { 4 };
@@ -528,6 +528,20 @@ impl Decoder<'_> {
         let imm = combine | u64::from(negated) << 2 | u64::from(ty == Bf16x2) << 3 | u64::from(ftz) << 4;
         if let Some(to) = to {
             let p = self.temp(Pred);
+            if matches!(ty, F16x2 | Bf16x2) {
+                let one = match to {
+                    U32 | S32 => 0xffff,
+                    F16x2 if ty == F16x2 => 0x3c00,
+                    Bf16x2 if ty == Bf16x2 => 0x3f80,
+                    _ => return Err(m.unknown("no such type")),
+                };
+                let q = self.temp(Pred);
+                self.emit(f, Class::Predicate, &[Slot::Def(p), a, b, Slot::Def(q), p2]).imm = imm;
+                let d = self.dst(&inst.operands[0], to)?;
+                let slots = [d, Slot::Use(p), Slot::Use(q)];
+                self.emit(cf::<float::SetFromPreds>(), Class::Predicate, &slots).imm = one;
+                return Ok(());
+            }
             self.emit(f, Class::Predicate, &[Slot::Def(p), a, b, Slot::Raw(0), p2]).imm = imm;
             let one = match to {
                 U32 | S32 | B32 => 0xffff_ffff,

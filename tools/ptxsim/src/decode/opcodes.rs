@@ -99,7 +99,7 @@ pub const OPCODES: &[(&str, &str)] = &[
     (
         "set",
         "eq ne lt le gt ge lo ls hi hs equ neu ltu leu gtu geu num nan and or xor ftz b16 b32 b64 u16 u32 u64 s16 s32 s64 \
-         f16 bf16 f32 f64",
+         f16 f16x2 bf16 bf16x2 f32 f64",
     ),
     ("setmaxnreg", "inc dec sync aligned u32"),
     (

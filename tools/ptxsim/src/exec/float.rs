@@ -495,3 +495,17 @@ impl Exec for SetFromPred {
         Flow::Next
     }
 }
+
+/// `set` of pairs: as [`SetFromPred`] with a value of 16 bits for each half; slots d, predicates of the low and the high one.
+pub(crate) struct SetFromPreds;
+impl Exec for SetFromPreds {
+    #[inline(always)]
+    unsafe fn run(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (p, q, one) = (cx.pred(op.s[1]), cx.pred(op.s[2]), op.imm as u32);
+            U32::put(cx, op.s[0], lanes(|i| (p >> i & 1) * one | (q >> i & 1) * (one << 16)), mask);
+        }
+        Flow::Next
+    }
+}

@@ -212,6 +212,38 @@ fn untyped_selections_and_comparisons() {
     }
 }
 
+/// `set` of pairs: each half for itself.
+#[test]
+fn packed_halves_are_compared_each_for_itself() {
+    let h = numbers(&[0.0, -0.0, 1.0, -2.5, f32::INFINITY, f32::NAN], |v| f16::from_f32(v).to_bits());
+    let b = numbers(&[0.0, -0.0, 1.0, -2.5, f32::INFINITY, f32::NAN], |v| bf16::from_f32(v).to_bits());
+    for (ty, v, one) in [("f16x2", &h, 0x3c00), ("bf16x2", &b, 0x3f80)] {
+        let x = |v: u64| {
+            if ty == "f16x2" { f16::from_bits(v as u16).to_f32() } else { bf16::from_bits(v as u16).to_f32() }
+        };
+        for (to, one) in [(ty, one), ("u32", 0xffff), ("s32", 0xffff)] {
+            for (combine, last) in [("", ""), (".and", ", %p")] {
+                let code = format!(
+                    ".reg .b32 %x, %y; .reg .pred %p; setp.eq.u32 %p, 0, 1; mov.b32 %x, {{$a, $b}}; mov.b32 %y, {{$c, $e}};\n\
+                     set.lt{combine}.{to}.{ty} $d, %x, %y{last};"
+                );
+                check(&code, &["b32", "b16", "b16", "b16", "b16"], &all([v, v, v, v]), |r| {
+                    let half = |a: u64, b: u64| if x(a) < x(b) && combine.is_empty() { one } else { 0 };
+                    Bits(half(r[0], r[2]) | half(r[1], r[3]) << 16)
+                });
+            }
+        }
+    }
+    let tiny = [0u64, 1, 0x8001, 0x03ff, 0x0400, 0x8400];
+    let code =
+        ".reg .b32 %x, %y; mov.b32 %x, {$a, $b}; mov.b32 %y, {$b, $a}; set.gt.ftz.f16x2.f16x2 $d, %x, %y;";
+    check(code, &["b32", "b16", "b16"], &all([&tiny, &tiny]), |r| {
+        let x = |b: u64| if b & 0x7c00 == 0 { 0.0 } else { f16::from_bits(b as u16).to_f32() };
+        let half = |a: u64, b: u64| if x(a) > x(b) { 0x3c00 } else { 0 };
+        Bits(half(r[0], r[1]) | half(r[1], r[0]) << 16)
+    });
+}
+
 /// No blank is needed between the parts of a declaration.
 #[test]
 fn declarations_without_blanks() {
