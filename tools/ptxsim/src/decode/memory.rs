@@ -337,6 +337,17 @@ impl Decoder<'_> {
             Some(Space::Shared | Space::Cluster) => space::SHARED,
             _ => return Err(m.unknown("no such state space")),
         };
+        if vec > 1 {
+            // Vectors of 32 bits at least, in global memory.
+            let exists = match ty {
+                Ty::F32 => kind == AddF32,
+                Ty::F16 | Ty::Bf16 | Ty::F16x2 | Ty::Bf16x2 => true,
+                _ => false,
+            };
+            if !exists || space == space::SHARED {
+                return Err(m.unknown("no such vector"));
+            }
+        }
         let atom = base == "atom";
         let mut ops = inst.operands.iter();
         let d = if atom { ops.next() } else { None };

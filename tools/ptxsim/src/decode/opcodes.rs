@@ -11,8 +11,8 @@ pub const OPCODES: &[(&str, &str)] = &[
     ("applypriority", "global L2::evict_normal"),
     (
         "atom",
-        "relaxed acquire release acq_rel cta cluster gpu sys global shared shared::cta add and or xor exch cas inc dec \
-         min max noftz L2::cache_hint b16 b32 b64 u32 u64 s32 s64 f16 f16x2 bf16 bf16x2 f32 f64",
+        "relaxed acquire release acq_rel cta cluster gpu sys global shared shared::cta shared::cluster add and or xor exch cas \
+         inc dec min max noftz L2::cache_hint v2 v4 b16 b32 b64 u32 u64 s32 s64 f16 f16x2 bf16 bf16x2 f32 f64",
     ),
     ("bar", "cta warp sync arrive red popc and or pred u32"),
     ("barrier", "cta cluster sync arrive wait red popc and or aligned relaxed acquire release pred u32"),
@@ -88,7 +88,7 @@ pub const OPCODES: &[(&str, &str)] = &[
     ("rcp", "approx rn rz rm rp ftz f32 f64"),
     (
         "red",
-        "relaxed release cta cluster gpu sys global shared shared::cta shared::cluster add and or xor inc dec min max noftz L2::cache_hint b32 b64 u32 u64 s32 s64 f16 f16x2 bf16 bf16x2 f32 f64",
+        "relaxed release cta cluster gpu sys global shared shared::cta shared::cluster add and or xor inc dec min max noftz L2::cache_hint v2 v4 b32 b64 u32 u64 s32 s64 f16 f16x2 bf16 bf16x2 f32 f64",
     ),
     ("redux", "sync add min max and or xor b32 u32 s32"),
     ("rem", "u16 u32 u64 s16 s32 s64"),

@@ -330,6 +330,45 @@ fn atomic_sums_near_zero() {
     }
 }
 
+/// Elements of vectors are updated each for itself.
+#[test]
+fn atomics_on_vectors() {
+    let f = |x: f32| u64::from(x.to_bits());
+    let two = |x: f32, y: f32| f(x) | f(y) << 32;
+    let rows = vec![vec![two(1.0, 2.0), two(3.0, 4.0), f(0.5), f(-8.0)]];
+    let types = &["b64", "b64", "b64", "b32", "b32"];
+    let test = |code: &str, want: u64| check(code, types, &rows, |_| Bits(want));
+    let old = ".reg .f32 %x, %y, %z, %w;";
+    for (code, lo, hi) in [
+        ("red.global.add.v2.f32 [%in], {$c, $e};", two(1.5, -6.0), two(3.0, 4.0)),
+        ("red.global.add.v4.f32 [%in], {$c, $e, $e, $c};", two(1.5, -6.0), two(-5.0, 4.5)),
+        ("atom.global.add.v2.f32 {%x, %y}, [%in], {$c, $e};", two(1.5, -6.0), two(3.0, 4.0)),
+        ("atom.add.v4.f32 {%x, _, %z, %w}, [%in], {$c, $e, $e, $c};", two(1.5, -6.0), two(-5.0, 4.5)),
+    ] {
+        test(&format!("{old} {code} ld.global.b64 $d, [%in];"), lo);
+        test(&format!("{old} {code} ld.global.b64 $d, [%in+8];"), hi);
+    }
+    test(
+        &format!("{old} atom.global.add.v2.f32 {{%x, %y}}, [%in], {{$c, $e}}; mov.b64 $d, {{%x, %y}};"),
+        two(1.0, 2.0),
+    );
+    let h = |x: f32| u64::from(half::f16::from_f32(x).to_bits());
+    let rows = vec![vec![h(1.0) | h(2.0) << 16 | h(3.0) << 32 | h(4.0) << 48, h(0.5), h(-8.0)]];
+    for (code, want) in [
+        ("red.global.add.noftz.v2.f16 [%in], {$b, $c};", [1.5, -6.0, 3.0, 4.0]),
+        ("red.global.add.noftz.v4.f16 [%in], {$b, $c, $b, $b};", [1.5, -6.0, 3.5, 4.5]),
+        (
+            ".reg .b32 %x; mov.b32 %x, {$b, $c}; red.global.add.noftz.v2.f16x2 [%in], {%x, %x};",
+            [1.5, -6.0, 3.5, -4.0],
+        ),
+    ] {
+        let want = want.iter().rev().fold(0, |all, &x| all << 16 | h(x));
+        check(&format!("{code} ld.global.b64 $d, [%in];"), &["b64", "b64", "b16", "b16"], &rows, |_| {
+            Bits(want)
+        });
+    }
+}
+
 #[test]
 fn atomics_of_all_lanes_on_one_word_add_up() {
     let rows: Vec<Vec<u64>> = (0..64).map(|i| vec![i]).collect();
