@@ -63,6 +63,20 @@ impl Decoder<'_> {
                     ("neg", Ty::F16 | Ty::Bf16) if !ftz => cf::<ha::Neg16>(),
                     ("abs", Ty::F16x2 | Ty::Bf16x2) if !ftz => cf::<ha::Abs16x2>(),
                     ("neg", Ty::F16x2 | Ty::Bf16x2) if !ftz => cf::<ha::Neg16x2>(),
+                    (_, Ty::F16 | Ty::F16x2) => {
+                        // Flushed first: the other half of an f16 register is of no account.
+                        let [d, a] = self.operands::<2>(inst)?;
+                        let (d, a, t) = (self.dst(&d, ty)?, self.src(&a, ty)?, self.temp(Ty::B32));
+                        self.emit(cf::<ha::Flush16x2>(), class(ty), &[Slot::Def(t), a]);
+                        let f = match (base, ty) {
+                            ("abs", Ty::F16) => cf::<ha::Abs16>(),
+                            ("abs", _) => cf::<ha::Abs16x2>(),
+                            (_, Ty::F16) => cf::<ha::Neg16>(),
+                            _ => cf::<ha::Neg16x2>(),
+                        };
+                        self.emit(f, class(ty), &[d, Slot::Use(t)]);
+                        return Ok(true);
+                    }
                     _ => return Err(m.unknown("no such type")),
                 };
                 self.plain(f, class(ty), inst, &[ty; 2])?;

@@ -114,6 +114,11 @@ lanewise! {
     Abs16x2: U32 = |a: U32| a & 0x7fff_7fff;
     Neg16: U32 = |a: U32| (a ^ 0x8000) & 0xffff;
     Neg16x2: U32 = |a: U32| a ^ 0x8000_8000;
+    /// Without the fractions of f16 halves that are subnormal (`.ftz`).
+    Flush16x2: U32 = |a: U32| {
+        let half = |m: u32| if a & 0x7c00 & m == 0 && a & 0x7c00_0000 & m == 0 { a & 0x8000_8000 & m } else { a & m };
+        half(0xffff) | half(0xffff_0000)
+    };
 }
 
 /// `setp` of f16x2 (`imm` bit 4: `.ftz`) or bf16x2 (bit 3): `p` for the low halves, `q` for the high ones, each combined with the third

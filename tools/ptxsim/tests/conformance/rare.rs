@@ -244,6 +244,18 @@ fn packed_halves_are_compared_each_for_itself() {
     });
 }
 
+/// `abs` and `neg` of f16 flush subnormals where they are told to.
+#[test]
+fn signs_of_flushed_halves() {
+    let v = [0u64, 0x8000, 1, 0x8001, 0x03ff, 0x83ff, 0x0400, 0x8400, 0x3c00, 0xfc00];
+    let flush = |b: u64| if b & 0x7c00 == 0 { b & 0x8000 } else { b };
+    for (op, f) in [("abs", (|b| b & 0x7fff) as fn(u64) -> u64), ("neg", |b| b ^ 0x8000)] {
+        check(&format!("{op}.ftz.f16 $d, $a;"), &["b16"; 2], &all([&v]), |r| Bits(f(flush(r[0]))));
+        let code = format!(".reg .b32 %x; mov.b32 %x, {{$a, $b}}; {op}.ftz.f16x2 $d, %x;");
+        check(&code, &["b32", "b16", "b16"], &all([&v, &v]), |r| Bits(f(flush(r[0])) | f(flush(r[1])) << 16));
+    }
+}
+
 /// No blank is needed between the parts of a declaration.
 #[test]
 fn declarations_without_blanks() {
