@@ -271,14 +271,31 @@ impl Decoder<'_> {
             }
             "and" | "or" | "xor" | "not" | "cnot" => self.logic(base, m, inst)?,
             "lop3" => {
+                let combine = m.one_of(&["or", "and"]);
                 m.has("b32");
-                if !m.rest().is_empty() {
-                    return Err(m.unknown("a predicate result"));
+                m.done()?;
+                let (mut inst, mut second) = (inst.clone(), None);
+                if combine.is_some() {
+                    // The predicate is (d != 0) or/and q.
+                    let Some(q) = inst.operands.pop() else { return self.bad("takes 6 operands") };
+                    let Some(Operand::Pair(d, p)) = inst.operands.first().cloned() else {
+                        return self.bad("gives a register and a predicate");
+                    };
+                    let d = if *d == Operand::Sink { Operand::Reg(self.temp(B32)) } else { *d };
+                    inst.operands[0] = d.clone();
+                    second = Some((d, *p, q));
                 }
-                let [d, a, b, c, table] = self.operands::<5>(inst)?;
+                let [d, a, b, c, table] = self.operands::<5>(&inst)?;
                 let Operand::Int(table) = table else { return self.bad("the table is an immediate") };
                 let slots = [self.dst(&d, B32)?, self.src(&a, B32)?, self.src(&b, B32)?, self.src(&c, B32)?];
                 self.emit(hf::<alu::Lop3>(), Class::Integer, &slots).imm = table & 0xff;
+                if let Some((d, p, q)) = second {
+                    let (q, negated) = self.pred(&q)?;
+                    let (d, zero) = (self.src(&d, B32)?, self.constant(0, false)?);
+                    let slots = [self.pred_dst(&p)?, d, zero, Slot::Raw(0), q];
+                    let imm = if combine == Some("and") { 1 } else { 2 } | u64::from(negated) << 2;
+                    self.emit(hf::<alu::SetpU32<{ cmp::NE }>>(), Class::Predicate, &slots).imm = imm;
+                }
             }
             "shl" | "shr" => {
                 let ty = m.ty()?;

@@ -61,7 +61,7 @@ pub const OPCODES: &[(&str, &str)] = &[
     ("ldmatrix", "*"),
     ("ldu", "global v2 v4 b8 b16 b32 b64 u8 u16 u32 u64 s8 s16 s32 s64 f32 f64"),
     ("lg2", "approx ftz f32"),
-    ("lop3", "b32"),
+    ("lop3", "or and b32"),
     ("mad", "lo hi wide cc rn rz rm rp ftz sat u16 u32 u64 s16 s32 s64 f32 f64"),
     ("mad24", "lo hi u32 s32"),
     ("madc", "lo hi cc u32 u64 s32 s64"),

@@ -173,6 +173,20 @@ fn logic_and_lop3() {
             Bits((0..32).map(|i| bit(i) << i).sum())
         });
     }
+    // With a predicate: whether the result is not 0, combined with another.
+    for (op, f) in [("or", (|a, b| a || b) as fn(bool, bool) -> bool), ("and", |a, b| a && b)] {
+        let code = format!(".reg .b32 %x; lop3.{op}.b32 %x|$d, $a, $b, -1, 0x80, $c;");
+        check(&code, &["pred", "b32", "b32", "pred"], &all([&v, &v, &[0, 1]]), |r| {
+            Bits(f(r[0] & r[1] != 0, r[2] == 1).into())
+        });
+        let code = format!("lop3.{op}.b32 _|$d, $a, $b, -1, 0x80, !$c;");
+        check(&code, &["pred", "b32", "b32", "pred"], &all([&v, &v, &[0, 1]]), |r| {
+            Bits(f(r[0] & r[1] != 0, r[2] == 0).into())
+        });
+    }
+    check(".reg .pred %p; lop3.or.b32 $d|%p, $a, $b, -1, 0x80, %p;", &["b32"; 3], &all([&v, &v]), |r| {
+        Bits(r[0] & r[1])
+    });
 }
 
 #[test]

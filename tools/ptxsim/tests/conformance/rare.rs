@@ -543,6 +543,7 @@ fn every_qualifier_of_atomics() {
             }
         }
     }
+    check(&format!("{own} atom.shared::cluster.add.u32 $d, [%q], $b;"), &["b32"; 3], &rows, |r| Bits(r[0]));
     check(
         &format!("{own} red.shared::cluster.add.u32 [%q], $b; ld.shared.u32 $d, [%q];"),
         &["b32"; 3],
