@@ -545,8 +545,9 @@ api! {
         put(out, at as u64)
     }
     fn cuMemHostGetFlags(out: *mut u32, at: *mut c_void) {
-        let flags = lock(&driver()?.host).get(&(at as u64)).map(|r| r.flags | 2);
-        put(out, flags.ok_or(CUDA_ERROR_INVALID_VALUE)?)
+        let host = lock(&driver()?.host);
+        let range = host.range(..=at as u64).next_back().filter(|(start, r)| at as u64 - **start < r.bytes);
+        put(out, range.map(|(_, r)| r.flags | 2).ok_or(CUDA_ERROR_INVALID_VALUE)?)
     }
     fn cuMemAllocManaged(out: *mut u64, bytes: usize, flags: u32) {
         if !matches!(flags, 1 | 2 | 4) {

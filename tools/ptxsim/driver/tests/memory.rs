@@ -184,6 +184,11 @@ fn host_memory_is_known_by_its_address() {
         let mut device = 0;
         sys::cuMemHostGetDevicePointer_v2(&mut device, pinned, 0).result().unwrap();
         assert_eq!(device, pinned as u64);
+        let (mut flags, inside) = (0, pinned.byte_add(4095));
+        sys::cuMemHostGetFlags(&mut flags, inside).result().unwrap();
+        assert_eq!(flags & sys::CU_MEMHOSTALLOC_DEVICEMAP, sys::CU_MEMHOSTALLOC_DEVICEMAP);
+        let past = sys::cuMemHostGetFlags(&mut flags, pinned.byte_add(4096));
+        assert_eq!(past, CUresult::CUDA_ERROR_INVALID_VALUE);
 
         let mut managed = 0;
         sys::cuMemAllocManaged(&mut managed, 4096, 1).result().unwrap();
