@@ -189,12 +189,15 @@ fn check(function: &Function, request: &Request) -> Result<()> {
     Ok(())
 }
 
-/// The parameter buffer, from an array of pointers or from `extra`.
+/// The parameter buffer, from an array of pointers or from `extra`, but not from both.
 unsafe fn gather(
     function: &Function,
     params: *const *const c_void,
     extra: *const *const c_void,
 ) -> Result<Vec<u8>> {
+    if !params.is_null() && !extra.is_null() {
+        return Err(CUDA_ERROR_INVALID_VALUE);
+    }
     let info = &function.info;
     let mut buffer = vec![0u8; info.param_bytes as usize];
     if info.params.is_empty() {

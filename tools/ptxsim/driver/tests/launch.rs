@@ -136,6 +136,20 @@ fn launch_parameters_may_come_in_a_buffer() {
         bad(launch(1, 1025, 0, extra.as_mut_ptr()));
         bad(launch(1, 1, 49 << 10, extra.as_mut_ptr()));
         bad(launch(1, 1, 0, std::ptr::null_mut()));
+        let mut params = [(&raw const p).cast_mut().cast::<c_void>()];
+        bad(sys::cuLaunchKernel(
+            poke.cu_function(),
+            1,
+            1,
+            1,
+            1,
+            1,
+            1,
+            0,
+            stream.cu_stream(),
+            params.as_mut_ptr(),
+            extra.as_mut_ptr(),
+        ));
         *bytes = 4;
         bad(launch(1, 1, 0, extra.as_mut_ptr()));
         use sys::CUfunction_attribute as A;
