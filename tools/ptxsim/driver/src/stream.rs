@@ -338,6 +338,12 @@ fn record(event: &Arc<Event>, stream: &Stream) -> Result<()> {
 
 fn wait_event(stream: &Stream, event: &Event) -> Result<()> {
     let captured = lock(&event.state).captured.clone();
+    if let Some((capture, _)) = &captured
+        && !lock(&driver()?.captures).iter().any(|c| Arc::ptr_eq(c, capture))
+    {
+        // Its capture is over: the event stands for nothing.
+        return Err(CUDA_ERROR_CAPTURED_EVENT);
+    }
     let mut capturing = lock(&stream.capturing);
     match (captured, capturing.as_mut()) {
         (Some((capture, nodes)), None) => {
@@ -398,6 +404,20 @@ fn begin(stream: &Arc<Stream>, graph: Arc<Graph>, after: Vec<usize>, mode: u32) 
     Ok(())
 }
 
+/// The capture is over, however it ends: every stream leaves it. Answers whether one has work that is not among `joined`.
+fn leave(capture: &Arc<Capture>, joined: &[usize]) -> Result<bool> {
+    let driver = driver()?;
+    let mut unjoined = false;
+    for stream in driver.streams.all() {
+        let mut capturing = lock(&stream.capturing);
+        if capturing.as_ref().is_some_and(|part| Arc::ptr_eq(&part.capture, capture)) {
+            unjoined |= capturing.take().is_some_and(|part| part.after.iter().any(|n| !joined.contains(n)));
+        }
+    }
+    lock(&driver.captures).retain(|c| !Arc::ptr_eq(c, capture));
+    Ok(unjoined)
+}
+
 fn end(stream: &Arc<Stream>) -> Result<Arc<Graph>> {
     let capture = match lock(&stream.capturing).as_ref() {
         None => return Err(CUDA_ERROR_ILLEGAL_STATE),
@@ -409,21 +429,11 @@ fn end(stream: &Arc<Stream>) -> Result<Arc<Graph>> {
     if capture.mode != RELAXED && capture.thread != std::thread::current().id() {
         return Err(CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD);
     }
-    // The capture is over, however it ends: every stream leaves it.
-    let driver = driver()?;
-    let mut unjoined = false;
     let joined = match lock(&stream.capturing).take() {
         Some(part) => capture.graph.ancestors(&part.after),
         None => Vec::new(),
     };
-    for other in driver.streams.all() {
-        let mut capturing = lock(&other.capturing);
-        if capturing.as_ref().is_some_and(|part| Arc::ptr_eq(&part.capture, &capture)) {
-            unjoined |= capturing.take().is_some_and(|part| part.after.iter().any(|n| !joined.contains(n)));
-        }
-    }
-    lock(&driver.captures).retain(|c| !Arc::ptr_eq(c, &capture));
-    let result = if unjoined { Err(CUDA_ERROR_STREAM_CAPTURE_UNJOINED) } else { Ok(()) };
+    let result = if leave(&capture, &joined)? { Err(CUDA_ERROR_STREAM_CAPTURE_UNJOINED) } else { Ok(()) };
     if let Err(code) = capture.check().and(result) {
         capture.graph.destroy()?;
         return Err(code);
@@ -751,8 +761,13 @@ fn destroy_stream(handle: usize) -> Result<()> {
     }
     // Its work goes on: the queue holds it.
     let stream = driver()?.streams.remove(handle)?;
-    if let Some(part) = lock(&stream.capturing).take() {
+    let part = lock(&stream.capturing).take();
+    if let Some(part) = part {
         *lock(&part.capture.broken) = true;
+        // Nobody can end a capture whose first stream is gone.
+        if part.capture.origin == handle {
+            leave(&part.capture, &[])?;
+        }
     }
     Ok(())
 }

@@ -427,6 +427,22 @@ fn captures_refuse_what_they_cannot_hold() {
             .result()
             .unwrap();
         assert_eq!(end(), CUresult::CUDA_ERROR_STREAM_CAPTURE_UNJOINED);
+        // The event of a capture that has ended stands for nothing.
+        let wait = sys::cuStreamWaitEvent(b.cu_stream(), event, 0);
+        assert_eq!(wait, CUresult::CUDA_ERROR_CAPTURED_EVENT);
+        let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE;
+        sys::cuStreamIsCapturing(b.cu_stream(), &mut status).result().unwrap();
+        assert_eq!(status, sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE);
+        // A capture ends with its stream; those that joined it go on.
+        let mut c = std::ptr::null_mut();
+        sys::cuStreamCreate(&mut c, 1).result().unwrap();
+        sys::cuStreamBeginCapture_v2(c, mode).result().unwrap();
+        sys::cuEventRecord(event, c).result().unwrap();
+        sys::cuStreamWaitEvent(b.cu_stream(), event, 0).result().unwrap();
+        sys::cuStreamDestroy_v2(c).result().unwrap();
+        let p = result::malloc_sync(4).unwrap();
+        result::free_sync(p).unwrap();
+        b.synchronize().unwrap();
         // Ending what did not begin.
         assert_eq!(end(), CUresult::CUDA_ERROR_ILLEGAL_STATE);
         result::event::destroy(event).unwrap();
