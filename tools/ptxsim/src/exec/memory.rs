@@ -591,7 +591,8 @@ impl<const B: usize> Exec for St<B> {
                 }
             }
             let mask = mask & !local;
-            if cx.track_shared {
+            // Strong stores may meet: one of them is the last.
+            if cx.track_shared && !mo.strong {
                 let v = stored::<B>(cx, mo, 0);
                 let keep = if B >= 8 { u64::MAX } else { (1 << (8 * B)) - 1 };
                 shared::write_conflict(cx, &addr, mask, B as u32 * u32::from(mo.vec), &v, keep);

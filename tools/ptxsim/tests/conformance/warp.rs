@@ -291,6 +291,41 @@ fn bytes_of_one_granule_are_told_apart_between_blocks() {
     assert_eq!(report.counters.distinct_bytes, 8);
 }
 
+/// Runs `body` in one block of so many threads: `%t` is the thread, `%out` 64 words in global memory, `s` 16 words in shared memory.
+fn block(body: &str, threads: u32, seed: u64, checks: ptxsim::Checks) -> (ptxsim::LaunchReport, Vec<u32>) {
+    use ptxsim::{LaunchConfig, LoadedModule, Memory, Options, launch};
+    let ptx = format!(
+        ".version 9.0\n.target sm_90a\n.address_size 64\n.visible .entry k(.param .u64 out) {{\n\
+         .shared .align 16 .b8 s[64]; .reg .u32 %t, %x, %y, %n; .reg .u64 %out, %w; .reg .pred %p, %q;\n\
+         ld.param.u64 %out, [out]; mov.u32 %t, %tid.x; mov.u32 %x, %t;\n{body}\nret;\n}}\n"
+    );
+    let memory = Memory::new(1 << 20);
+    let module = LoadedModule::load(crate::harness::module(&ptx).into(), &memory).unwrap();
+    let out = memory.alloc(256, 256).unwrap();
+    memory.fill(out, &[0], 256).unwrap();
+    let gpu = ptxsim::GpuSpec::named("h100").unwrap();
+    let options = Options { threads: 1, seed, checks, gpu, ..Options::default() };
+    let report = launch(&memory, &module, "k", &LaunchConfig::new(1, threads).arg(out), &options).unwrap();
+    let mut got = vec![0u32; 64];
+    memory.read(out, bytemuck::cast_slice_mut(&mut got)).unwrap();
+    (report, got)
+}
+
+/// Lanes may store different values to one address if the stores are strong.
+#[test]
+fn strong_stores_of_a_warp_may_meet() {
+    for (store, conflict) in [
+        ("st.global", true),
+        ("st.relaxed.gpu.global", false),
+        ("st.volatile.global", false),
+        ("st.release.cta.global", false),
+    ] {
+        let (report, _) = block(&format!("{store}.u32 [%out], %t;"), 32, 0, ptxsim::Checks::ALL);
+        let found = report.reports.iter().any(|r| r.kind == ptxsim::ReportKind::WriteConflict);
+        assert_eq!((found, report.is_clean()), (conflict, !conflict), "{store}: {:?}", report.reports);
+    }
+}
+
 #[test]
 fn calls_without_end_are_given_up() {
     use ptxsim::{FaultKind, LaunchConfig, LoadedModule, Memory, Options, launch};
