@@ -21,6 +21,8 @@ pub(crate) type Clock = [u32; 32];
 const STAMP_SHIFT: u32 = 15;
 const BY_ASYNC: u32 = 1 << 14;
 const ATOMIC: u32 = 1 << 13;
+/// Of a read word: all its readers' accesses were strong.
+const STRONG_READ: u64 = 1 << 4;
 /// The stamp of bytes in flight.
 const FLIGHT: u32 = (1 << 17) - 1;
 /// Stamps after which everything counts as ordered once, to start over.
@@ -32,6 +34,9 @@ pub(crate) enum Touch {
     Read,
     Write,
     Atomic,
+    /// Volatile, relaxed, acquire and release accesses: no race with each other, nor with atomics.
+    StrongRead,
+    StrongWrite,
     /// Bytes of an asynchronous copy, from issue until the wait.
     Issue,
     /// The same bytes when the wait is over.
@@ -58,7 +63,7 @@ pub(crate) struct SharedShadow {
     writes: Vec<u32>,
     /// By granule, what its words do not hold.
     aside: HashMap<u32, Vec<Aside>>,
-    /// Warps that read 32, stamp of the first since the last write 24, bytes 8 (4 used).
+    /// Warps that read 32, stamp of the first since the last write 24, 4 bits of which [`STRONG_READ`] is used, bytes 4.
     reads: Vec<u64>,
     write_pc: Vec<u32>,
     read_pc: Vec<u32>,
@@ -69,6 +74,15 @@ pub(crate) struct SharedShadow {
     fenced: Vec<u32>,
     now: u32,
     nwarps: usize,
+}
+
+impl Touch {
+    fn reads_only(self) -> bool {
+        matches!(self, Touch::Read | Touch::StrongRead)
+    }
+    fn strong(self) -> bool {
+        matches!(self, Touch::Atomic | Touch::StrongRead | Touch::StrongWrite)
+    }
 }
 
 impl SharedShadow {
@@ -268,7 +282,7 @@ impl SharedShadow {
                     self.writes[a..b].fill(segment << STAMP_SHIFT | me | 0xff);
                     false
                 }
-                Touch::Atomic | Touch::AsyncRead => true,
+                Touch::Atomic | Touch::StrongRead | Touch::StrongWrite | Touch::AsyncRead => true,
             };
             if !bad {
                 let pcs = if touch == Touch::Read { &mut self.read_pc } else { &mut self.write_pc };
@@ -329,7 +343,7 @@ impl SharedShadow {
                     *writes = [segment << STAMP_SHIFT | w << 8 | 0xff; 4];
                     continue;
                 }
-                Touch::Atomic | Touch::AsyncRead => (write_pc, true),
+                Touch::Atomic | Touch::StrongRead | Touch::StrongWrite | Touch::AsyncRead => (write_pc, true),
             };
             if bad {
                 odd |= 1 << l;
@@ -360,11 +374,11 @@ impl SharedShadow {
         } else if overlap
             && stamp != 0
             && !ordered(stamp, owner, &self.clocks[w])
-            && !(touch == Touch::Atomic && word & ATOMIC != 0)
+            && !(touch.strong() && word & ATOMIC != 0)
         {
             bad = Some(Bad::Race { at, owner, pc: self.write_pc[g], wrote: true });
         }
-        if touch == Touch::Read || touch == Touch::Atomic {
+        if touch.reads_only() || touch == Touch::Atomic {
             let missing = mask & !init;
             if missing != 0 && bad.is_none() {
                 bad = Some(Bad::Unwritten { at: 4 * g as u32 + missing.trailing_zeros() });
@@ -374,14 +388,14 @@ impl SharedShadow {
             && let Some(list) = self.aside.get_mut(&(g as u32))
         {
             for a in list.iter_mut() {
-                let both_atomic = a.atomic && touch == Touch::Atomic;
-                let conflict = a.bytes & mask != 0 && (a.wrote || touch != Touch::Read) && !both_atomic;
+                let both_strong = a.atomic && touch.strong();
+                let conflict = a.bytes & mask != 0 && (a.wrote || !touch.reads_only()) && !both_strong;
                 let other = (0..self.nwarps)
                     .find(|&v| a.warps >> v & 1 != 0 && !ordered(a.stamp, v, &self.clocks[w]));
                 if let (true, None, Some(owner)) = (conflict, &bad, other) {
                     bad = Some(Bad::Race { at, owner, pc: a.pc, wrote: a.wrote });
                 }
-                if touch != Touch::Read {
+                if !touch.reads_only() {
                     a.bytes &= !mask;
                 }
             }
@@ -397,25 +411,27 @@ impl SharedShadow {
             stamp: rstamp,
             bytes: rbytes,
             wrote: false,
-            atomic: false,
+            atomic: r & STRONG_READ != 0,
             pc: self.read_pc[g],
         };
-        if touch == Touch::Read {
+        if touch.reads_only() {
+            let strong = if touch == Touch::StrongRead { STRONG_READ } else { 0 };
+            let alike = r & STRONG_READ == strong;
             let live =
                 (0..self.nwarps).any(|v| readers >> v & 1 != 0 && !ordered(rstamp, v, &self.clocks[w]));
-            self.reads[g] = if live && rbytes == mask {
+            self.reads[g] = if live && rbytes == mask && alike {
                 r | 1 << (32 + w)
-            } else if readers == 1 << w && rstamp == self.segment[w] {
+            } else if readers == 1 << w && rstamp == self.segment[w] && alike {
                 r | u64::from(mask)
             } else {
                 // Readers of bytes that this one leaves out are still to be heard of.
                 self.set_aside(g, Aside { bytes: if live { rbytes } else { rbytes & !mask }, ..read });
-                1 << (32 + w) | u64::from(self.segment[w]) << 8 | u64::from(mask)
+                1 << (32 + w) | u64::from(self.segment[w]) << 8 | strong | u64::from(mask)
             };
             self.read_pc[g] = pc;
             return bad;
         }
-        if bad.is_none() && rbytes & mask != 0 {
+        if bad.is_none() && rbytes & mask != 0 && !(touch.strong() && read.atomic) {
             let reader =
                 (0..self.nwarps).find(|&v| readers >> v & 1 != 0 && !ordered(rstamp, v, &self.clocks[w]));
             if let Some(v) = reader {
@@ -423,7 +439,7 @@ impl SharedShadow {
             }
         }
         let stamp = if touch == Touch::Issue { FLIGHT } else { self.segment[w] };
-        let atomic = if touch == Touch::Atomic { ATOMIC } else { 0 };
+        let atomic = if touch.strong() { ATOMIC } else { 0 };
         // A write of other bytes of the same warp's segment is part of one record.
         let keep = if stamp == word >> STAMP_SHIFT && owner == w { bytes } else { 0 };
         let written = |word: u32, bytes: u32, pc: u32| Aside {
@@ -462,8 +478,10 @@ impl SharedShadow {
             return;
         }
         let list = self.aside.entry(g as u32).or_default();
-        match list.iter_mut().find(|b| (b.bytes, b.wrote, b.stamp) == (a.bytes, a.wrote, a.stamp) && !b.wrote)
-        {
+        let alike = |b: &&mut Aside| {
+            (b.bytes, b.wrote, b.stamp, b.atomic) == (a.bytes, a.wrote, a.stamp, a.atomic) && !b.wrote
+        };
+        match list.iter_mut().find(alike) {
             Some(b) => b.warps |= a.warps,
             None => list.push(a),
         }
@@ -485,7 +503,7 @@ fn read_quad(writes: &[u32; 4], reads: &mut [u64; 4], w: u32, floor: u32, segmen
     let mine = 1 << (32 + w) | u64::from(segment) << 8 | 0xf;
     if r != mine {
         let stale = (r >> 8) & 0xff_ffff <= u64::from(floor);
-        if !stale && r & 0xf != 0xf {
+        if !stale && r & 0xff != 0xf {
             return true;
         }
         *reads = [if stale { mine } else { r | 1 << (32 + w) | 0xf }; 4];
@@ -521,7 +539,7 @@ fn read_range(writes: &[u32], reads: &mut [u64], w: u32, floor: u32, segment: u3
         odd |= x & 0xf != 0xf || !(x <= limit || own);
     }
     for &r in reads.iter() {
-        odd |= r & 0xf != 0xf && (r >> 8) as u32 & 0xff_ffff > floor;
+        odd |= r & 0xff != 0xf && (r >> 8) as u32 & 0xff_ffff > floor;
     }
     if odd {
         return true;
@@ -581,7 +599,7 @@ pub(crate) fn access_at(
 ) {
     if rank != cx.block().rank {
         // Clocks know the warps of one block: accesses from others only leave their mark.
-        if touch != Touch::Read {
+        if !touch.reads_only() {
             for l in 0..32 {
                 if mask >> l & 1 != 0 {
                     cx.peer(rank).shadow.mark(at[l], bytes);
@@ -633,7 +651,7 @@ impl Bad {
 pub(crate) fn tell(cx: &mut Cx, pc: u32, lane: u32, bad: Bad, touch: Touch) {
     let block = cx.block().ctaid;
     let verb = match touch {
-        Touch::Read | Touch::AsyncRead => "reads",
+        Touch::Read | Touch::StrongRead | Touch::AsyncRead => "reads",
         Touch::Atomic => "updates",
         Touch::Issue => "starts an asynchronous copy to",
         _ => "writes",

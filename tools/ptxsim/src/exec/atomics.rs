@@ -247,7 +247,7 @@ unsafe fn atom(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
                 global_hosts(cx, &a, lanes_in, size, global::Touch::Strong { writes: true }, &mut hosts)
             } else {
                 if cx.prog().has_fences && cx.track_shared {
-                    sync_shared(cx);
+                    sync_shared(cx, true, true);
                 }
                 shared_hosts(cx, &a, lanes_in, size, shared::Touch::Atomic, &mut hosts)
             };
@@ -310,12 +310,16 @@ fn uninit_global(cx: &mut Cx, addr: &[u64; LANES], mask: u32, size: u32) {
     }
 }
 
-/// Warps that use fences order themselves by the atomics of their block.
-fn sync_shared(cx: &mut Cx) {
+/// Warps that use fences order themselves by the atomics and strong accesses of their block.
+pub(crate) fn sync_shared(cx: &mut Cx, acquires: bool, releases: bool) {
     let w = cx.warp().index as usize;
     let b = cx.block();
     let mut clock = std::mem::take(&mut b.atomic_clock);
-    b.shadow.acquire(w, &clock.0);
-    b.shadow.release(w, &mut clock.0);
+    if acquires {
+        b.shadow.acquire(w, &clock.0);
+    }
+    if releases {
+        b.shadow.release(w, &mut clock.0);
+    }
     b.atomic_clock = clock;
 }

@@ -333,11 +333,15 @@ pub(crate) fn hosts_of(
             global_hosts(cx, addr, mask, size, how(mo, writes), hosts)
         }
         space::SHARED => {
-            let touch = match (mo.strong && cx.prog().has_fences, writes) {
-                (true, _) => shared::Touch::Atomic,
-                (_, true) => shared::Touch::Write,
-                _ => shared::Touch::Read,
+            let touch = match (mo.strong, writes) {
+                (true, true) => shared::Touch::StrongWrite,
+                (true, false) => shared::Touch::StrongRead,
+                (false, true) => shared::Touch::Write,
+                (false, false) => shared::Touch::Read,
             };
+            if mo.strong && cx.prog().has_fences && cx.track_shared {
+                super::atomics::sync_shared(cx, !writes, writes);
+            }
             shared_hosts(cx, addr, mask, size, touch, hosts)
         }
         space::PARAM if !writes => param_hosts(cx, addr, mask, size, hosts),

@@ -326,6 +326,70 @@ fn strong_stores_of_a_warp_may_meet() {
     }
 }
 
+/// Two warps touch one word of shared memory, and nothing orders them.
+#[test]
+fn strong_accesses_to_shared_memory_do_not_race_with_each_other() {
+    let (volatile, relaxed) = ("st.volatile.shared.u32 [s], %x;", "st.relaxed.cta.shared.u32 [s], %x;");
+    let (see, read) = ("ld.volatile.shared.u32 %x, [s];", "ld.relaxed.cta.shared.u32 %x, [s];");
+    let (st, ld, red) = ("st.shared.u32 [s], %x;", "ld.shared.u32 %x, [s];", "red.shared.add.u32 [s], 1;");
+    let acquire = "ld.acquire.cta.shared.u32 %x, [s];";
+    for (one, other, race) in [
+        (volatile, see, false),
+        (relaxed, read, false),
+        (relaxed, acquire, false),
+        (volatile, volatile, false),
+        (red, see, false),
+        (red, relaxed, false),
+        (see, ld, false),
+        (volatile, ld, true),
+        (st, see, true),
+        (st, red, true),
+        (st, ld, true),
+    ] {
+        for seed in 0..8 {
+            let body = format!("setp.lt.u32 %p, %t, 32; @%p {one}\n@!%p {other}");
+            let (report, _) = block(&body, 64, seed, ptxsim::Checks::SHARED_RACE);
+            let found = report.reports.iter().any(|r| r.kind == ptxsim::ReportKind::SharedRace);
+            assert_eq!(found, race, "{one} {other}, seed {seed}: {:?}", report.reports);
+        }
+    }
+    // Bytes that strong stores write have been written.
+    let body = format!("setp.eq.u32 %p, %t, 0; @%p {volatile}\nbar.sync 0; {ld}");
+    let (report, _) = block(&body, 64, 0, ptxsim::Checks::ALL);
+    assert!(report.is_clean(), "{:?}", report.reports);
+    // A reader of each kind, then a strong store: it races with the weak one alone.
+    for weak in [false, true] {
+        for seed in 0..8 {
+            let body = format!(
+                "setp.lt.u32 %p, %t, 32; @%p {see}\nsetp.ge.u32 %p, %t, 64; @%p {volatile}\nsetp.eq.u32 %p, %t, 32; @%p {}",
+                if weak { ld } else { read }
+            );
+            let (report, _) = block(&body, 96, seed, ptxsim::Checks::SHARED_RACE);
+            assert_eq!(report.reports.is_empty(), !weak, "seed {seed}: {:?}", report.reports);
+        }
+    }
+}
+
+/// A flag in shared memory that is stored after a fence and polled before one orders what was written before.
+#[test]
+fn a_flag_in_shared_memory_hands_over_what_was_written() {
+    for (wait, clean) in [("setp.eq.u32 %q, %y, 0; @%q bra again;", true), ("", false)] {
+        let mut reports = 0;
+        for seed in 0..8 {
+            let body = format!(
+                "setp.ne.u32 %p, %t, 0; @%p bra no; st.shared.u32 [s+4], 0; no: bar.sync 0;\n\
+                 and.b32 %y, %t, 31; setp.ne.u32 %p, %y, 0; @%p ret; setp.ne.u32 %p, %t, 0; @%p bra again;\n\
+                 st.shared.u32 [s], 7; membar.cta; st.volatile.shared.u32 [s+4], 1; ret;\n\
+                 again: ld.volatile.shared.u32 %y, [s+4]; {wait}\nmembar.cta; ld.shared.u32 %x, [s]; st.global.u32 [%out], %x;"
+            );
+            let (report, got) = block(&body, 64, seed, ptxsim::Checks::SHARED_RACE);
+            assert!(!clean || got[0] == 7);
+            reports += report.reports.len();
+        }
+        assert_eq!(reports == 0, clean);
+    }
+}
+
 #[test]
 fn calls_without_end_are_given_up() {
     use ptxsim::{FaultKind, LaunchConfig, LoadedModule, Memory, Options, launch};
