@@ -141,7 +141,14 @@ pub(crate) struct Cluster {
     /// Threads that arrived at the cluster barrier, and how often it opened.
     pub arrived: u64,
     pub phase: u64,
+    /// How often nobody could run but those whose wait for an mbarrier was cut short, since a phase of one ended.
+    pub timeouts: u32,
 }
+
+/// Waits for mbarriers that may be cut short in a row before it counts as a deadlock.
+const TIMEOUTS: u32 = 4000;
+/// Passes over a cluster's blocks after which such a wait is cut short while others run.
+const WAIT_PASSES: u32 = 100;
 
 /// What one worker thread keeps while it runs blocks.
 pub(crate) struct Worker<'a> {
@@ -479,6 +486,11 @@ fn work(s: &Shared) -> Part {
         }
         std::mem::swap(&mut worker.cluster, &mut r.state);
         r.passes += 1;
+        if ran && r.passes.is_multiple_of(WAIT_PASSES) {
+            for b in &mut r.blocks {
+                b.time_out();
+            }
+        }
         if done {
             let mut r = resident.swap_remove(turn);
             std::mem::swap(&mut worker.cluster, &mut r.state);
@@ -488,7 +500,7 @@ fn work(s: &Shared) -> Part {
             std::mem::swap(&mut worker.cluster, &mut r.state);
             s.done.fetch_add(1, Relaxed);
             spare.push(r);
-        } else if !ran && !r.blocks.iter_mut().fold(false, |any, b| b.part() | any) {
+        } else if !ran && !r.blocks.iter_mut().fold(false, |any, b| b.part() | any) && !time_out(r) {
             // Nobody of this cluster can run, and only its own threads could wake them.
             std::mem::swap(&mut worker.cluster, &mut r.state);
             for b in &mut r.blocks {
@@ -536,6 +548,12 @@ fn work(s: &Shared) -> Part {
         async_bytes: worker.async_bytes,
         in_flight_max: worker.in_flight_max,
     }
+}
+
+/// Nobody of the cluster can run: cuts the waits for mbarriers short, unless that has led nowhere too often.
+fn time_out(r: &mut Resident) -> bool {
+    r.state.timeouts += 1;
+    r.state.timeouts <= TIMEOUTS && r.blocks.iter_mut().fold(false, |any, b| b.time_out() | any)
 }
 
 /// The cluster that starts as the `i`-th of `n`: each one once.

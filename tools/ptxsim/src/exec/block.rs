@@ -92,6 +92,8 @@ pub(crate) struct Warp {
     pub cluster_phase: u64,
     /// Polls of an mbarrier in a row that found it not ready.
     pub polls: u32,
+    /// Lanes that have waited for an mbarrier for as long as they may: they are told that it is not ready.
+    pub timed_out: u32,
     pub bulk: super::bulk::WarpBulk,
     pub wgmma: super::wgmma::WarpWgmma,
 }
@@ -120,6 +122,7 @@ impl Warp {
             cluster_arrived: 0,
             cluster_phase: 0,
             polls: 0,
+            timed_out: 0,
             bulk: super::bulk::WarpBulk::default(),
             wgmma: super::wgmma::WarpWgmma::default(),
         }
@@ -157,6 +160,7 @@ impl Warp {
         self.copies.reset();
         self.cluster_arrived = 0;
         self.polls = 0;
+        self.timed_out = 0;
         self.bulk.reset();
         self.wgmma.reset(prog.rows);
     }
@@ -521,6 +525,21 @@ impl Block {
             }
         }
         parted
+    }
+
+    /// Lets lanes go on that wait for an mbarrier, with the answer that it is not ready. Answers whether there are any.
+    pub fn time_out(&mut self) -> bool {
+        let mut any = false;
+        for w in &mut self.warps[..self.nwarps] {
+            for f in &mut w.frags {
+                if matches!(f.state, State::Waiting(Wait::Mbarrier { .. })) {
+                    f.state = State::Ready;
+                    w.timed_out |= f.mask;
+                    any = true;
+                }
+            }
+        }
+        any
     }
 
     /// Nobody can run: who waits for what.

@@ -692,6 +692,7 @@ fn advance(cx: &mut Cx, rank: u16, at: u32) {
     m.phase += 1;
     m.pending = m.expected;
     m.done = std::mem::take(&mut m.arriving);
+    cx.worker().cluster.timeouts = 0;
     for r in 0..cx.worker().cluster.blocks.len() as u16 {
         cx.peer(r).wake(|w| *w == Wait::Mbarrier { rank, addr: at });
     }
@@ -701,6 +702,8 @@ fn advance(cx: &mut Cx, rank: u16, at: u32) {
 const POLLS: u32 = 1000;
 
 /// `mbarrier.test_wait` and `try_wait`: slots p, address, state or parity; `imm` bit 0: parity, bit 1: try (waits).
+///
+/// Who waits is told that the phase is not over after a time, or when nobody else can run (`Block::time_out`).
 pub(crate) struct MbarrierTest;
 impl Exec for MbarrierTest {
     #[inline(always)]
@@ -753,8 +756,11 @@ unsafe fn test(cx: &mut Cx, op: &Op, mask: u32) -> Flow {
         *polls = if done == 0 { *polls + 1 } else { 0 };
         // Polling for long is waiting, too: so a deadlock is seen.
         let tries = tries || *polls > POLLS;
+        let timed_out = cx.warp().timed_out & mask != 0;
+        cx.warp().timed_out &= !mask;
         if done == 0
             && tries
+            && !timed_out
             && let Some((rank, addr)) = missing
         {
             cx.again(mask);

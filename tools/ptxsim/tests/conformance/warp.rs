@@ -390,6 +390,41 @@ fn a_flag_in_shared_memory_hands_over_what_was_written() {
     }
 }
 
+/// Waiting for an mbarrier may end without it, so nobody waits for ever for who waits for him.
+#[test]
+fn waits_for_an_mbarrier_come_to_an_end() {
+    let init = "mov.u32 %n, 0; setp.ne.u32 %p, %t, 0; @%p bra start; mbarrier.init.shared.b64 [s], 1; st.shared.u32 [s+8], 0;\n\
+                start: bar.sync 0;";
+    let arrive = "mbarrier.arrive.shared.b64 %w, [s];";
+    let poll = |test: &str| format!("mbarrier.{test}.parity.shared.b64 %p, [s], 0;");
+    for test in ["try_wait", "test_wait"] {
+        let poll = poll(test);
+        // A look before the arrival that it would wait for, once and often.
+        for times in [1, 3000] {
+            let body = format!(
+                "{init}\nagain: {poll} add.u32 %n, %n, 1; setp.lt.u32 %q, %n, {times}; @%q bra again;\n\
+                 selp.u32 %x, 1, 0, %p; {arrive} {poll} selp.u32 %y, 2, 0, %p; or.b32 %x, %x, %y; st.global.u32 [%out], %x;"
+            );
+            let (report, got) = block(&body, 1, 0, ptxsim::Checks::ALL);
+            assert!(report.is_clean(), "{test}: {:?} {:?}", report.fault, report.reports);
+            assert_eq!(got[0], 2, "{test}");
+        }
+        let times = if test == "try_wait" { 5 } else { 1005 };
+        // One warp gives up and raises a flag, for which the other looks all the time.
+        let body = format!(
+            "{init}\nand.b32 %y, %t, 31; setp.ne.u32 %p, %y, 0; @%p ret; setp.ne.u32 %p, %t, 0; @%p bra look;\n\
+             again: {poll} add.u32 %n, %n, 1; setp.lt.u32 %q, %n, {times}; @%q bra again; st.volatile.shared.u32 [s+8], 1; ret;\n\
+             look: ld.volatile.shared.u32 %y, [s+8]; setp.eq.u32 %q, %y, 0; @%q bra look;"
+        );
+        let (report, _) = block(&body, 64, 0, ptxsim::Checks::SHARED_RACE);
+        assert!(report.is_clean(), "{test}: {:?} {:?}", report.fault, report.reports);
+        // Who never gives up waits for ever.
+        let (report, _) =
+            block(&format!("{init}\nagain: {poll} @!%p bra again;"), 64, 0, ptxsim::Checks::ALL);
+        assert_eq!(report.fault.unwrap().kind, ptxsim::FaultKind::Deadlock, "{test}");
+    }
+}
+
 #[test]
 fn calls_without_end_are_given_up() {
     use ptxsim::{FaultKind, LaunchConfig, LoadedModule, Memory, Options, launch};
