@@ -158,7 +158,7 @@ fn sum_error(a: f64, b: f64, s: f64) -> f64 {
 
 /// Sign, significand and exponent of a finite value that is not 0: `m * 2^e`, the top bit of `m` at 124.
 fn parts(x: f64) -> (bool, u128, i32) {
-    let (field, fraction) = ((x.to_bits() >> 52 & 0x7ff) as i32, x.to_bits() & (1 << 52) - 1);
+    let (field, fraction) = ((x.to_bits() >> 52 & 0x7ff) as i32, x.to_bits() & ((1 << 52) - 1));
     let (m, e) = if field == 0 { (fraction, -1074) } else { (fraction | 1 << 52, field - 1075) };
     let (m, e) = raise(m.into(), e);
     (x.is_sign_negative(), m, e)
@@ -170,7 +170,7 @@ fn raise(m: u128, e: i32) -> (u128, i32) {
 }
 /// `m >> by`; the last bit is set if bits that are not 0 fall out.
 fn jam(m: u128, by: u32) -> u128 {
-    if by > 127 { u128::from(m != 0) } else { m >> by | u128::from(m & (1 << by) - 1 != 0) }
+    if by > 127 { u128::from(m != 0) } else { m >> by | u128::from(m & ((1 << by) - 1) != 0) }
 }
 
 /// `m * 2^e`, rounded once. `m` is not 0 and has its top bit at 125 at most; its last bit may stand for any that follow.
@@ -181,7 +181,7 @@ fn round64(negative: bool, m: u128, e: i32, mode: u64) -> f64 {
     let drop = last - e;
     let (k, rest, half) = match drop {
         ..=0 => (m << -drop, 0, 1),
-        1..=126 => (m >> drop, m & (1 << drop) - 1, 1 << (drop - 1)),
+        1..=126 => (m >> drop, m & ((1 << drop) - 1), 1 << (drop - 1)),
         _ => (0, 1, 2),
     };
     let up = match mode {
@@ -192,8 +192,7 @@ fn round64(negative: bool, m: u128, e: i32, mode: u64) -> f64 {
     };
     let k = k as u64 + u64::from(up);
     // A significand that rounding makes 2^53 carries into the exponent.
-    let bits = if k >> 52 == 0 { k } else { ((last + 1075) as u64) << 52 };
-    let bits = if k >> 52 == 0 { bits } else { bits + (k - (1 << 52)) };
+    let bits = if k >> 52 == 0 { k } else { (((last + 1075) as u64) << 52) + (k - (1 << 52)) };
     let v = if top > 1023 || bits >= f64::INFINITY.to_bits() {
         let away = match mode {
             RZ => false,
@@ -254,7 +253,7 @@ fn div_mode(a: f64, b: f64, mode: u64) -> f64 {
     }
     let ((na, ma, ea), (nb, mb, eb)) = (parts(a), parts(b));
     let mb = mb >> 72;
-    round64(na != nb, ma / mb | u128::from(ma % mb != 0), ea - eb - 72, mode)
+    round64(na != nb, (ma / mb) | u128::from(ma % mb != 0), ea - eb - 72, mode)
 }
 fn sqrt_mode(a: f64, mode: u64) -> f64 {
     if !a.is_finite() || a <= 0.0 {
@@ -504,7 +503,7 @@ impl Exec for SetFromPreds {
         // SAFETY: the caller's promise.
         unsafe {
             let (p, q, one) = (cx.pred(op.s[1]), cx.pred(op.s[2]), op.imm as u32);
-            U32::put(cx, op.s[0], lanes(|i| (p >> i & 1) * one | (q >> i & 1) * (one << 16)), mask);
+            U32::put(cx, op.s[0], lanes(|i| ((p >> i & 1) * one) | ((q >> i & 1) * (one << 16))), mask);
         }
         Flow::Next
     }

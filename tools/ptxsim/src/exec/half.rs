@@ -121,8 +121,8 @@ lanewise! {
     };
 }
 
-/// `setp` of f16x2 (`imm` bit 4: `.ftz`) or bf16x2 (bit 3): `p` for the low halves, `q` for the high ones, each combined with the third
-/// predicate as in [`store_setp`](super::alu::store_setp).
+/// `setp` of f16x2 (`imm` bit 4: `.ftz`) or bf16x2 (bit 3): `p` for the low halves, `q` for the high ones, each combined with
+/// the third predicate as in [`store_setp`](super::alu::store_setp).
 pub(crate) struct SetpX2<const CMP: u8>;
 impl<const CMP: u8> super::Exec for SetpX2<CMP> {
     #[inline(always)]
