@@ -140,7 +140,7 @@ def main():
         futures = [worker.submit(image, [expr]) for image, expr in asked]
         expected = [f.result(timeout=300)[0]["segmentation"]["counts"] for f in futures]
         bad = worker.submit("/gone.png", ["a", "b"]).result(timeout=300)
-        assert [r["error"]["kind"] for r in bad] == ["permanent"] * 2, bad
+        assert [r["error"]["kind"] for r in bad] == ["transient"] * 2, bad
         assert "/gone.png" in bad[0]["error"]["message"], bad
         chat = scenes[0]["chat"][0]
         [said] = worker.submit(asked[0][0], questions=[chat["question"]]).result(timeout=300)
